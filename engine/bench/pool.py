@@ -1,0 +1,127 @@
+"""Runs many small jobs at once: a few processes per device, each working through its share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.devices import cuda_devices
+from engine.errors import RunFailed
+from engine.settings import PROJECT
+
+Side = Literal["ours", "reference"]
+REFERENCE = PROJECT / "engine" / "bench" / "reference.py"
+TAIL = 2000
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process does.
+
+    Attributes:
+        side: which program.
+        jobs: its job files, in order.
+        log: where its output goes.
+        gpu: the device it sees; None for the CPU.
+    """
+
+    side: Side
+    jobs: tuple[Path, ...]
+    log: Path
+    gpu: int | None
+
+    def command(self) -> list[str]:
+        """The program and its job files."""
+        program = [str(REFERENCE)] if self.side == "reference" else ["-m", "engine.bench.pool"]
+        return [sys.executable, *program, *map(str, self.jobs)]
+
+    def environment(self) -> dict[str, str]:
+        """This process's, with one device in sight."""
+        seen = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": str(self.gpu)}
+        path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
+        return {**os.environ, **seen, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def shares(side: Side, jobs: Sequence[Path], workers: int, logs: Path) -> list[Share]:
+    """Deal the jobs out to at most `workers` processes, and these to the GPUs there are."""
+    gpus = cuda_devices()
+    count = max(1, min(workers, len(jobs)))
+    dealt = [tuple(jobs[place::count]) for place in range(count)] if jobs else []
+    return [
+        Share(side, part, logs / f"{side}-{place}.log", place % gpus if gpus else None)
+        for place, part in enumerate(dealt)
+    ]
+
+
+def carry_out(parts: Sequence[Share], say: Callable[[str], None]) -> None:
+    """Run all shares at once and wait for them.
+
+    Raises:
+        RunFailed: when one of them fails, with the end of its log; the others are ended.
+    """
+    started = time.monotonic()
+    running = []
+    for part in parts:
+        part.log.parent.mkdir(parents=True, exist_ok=True)
+        with part.log.open("wb") as log:
+            process = subprocess.Popen(part.command(), env=part.environment(), stdout=log, stderr=subprocess.STDOUT)
+        running.append((part, process))
+    try:
+        while any(process.poll() is None for _, process in running):
+            time.sleep(0.2)
+            _check(running)
+        _check(running)
+    finally:
+        for _, process in running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+    say(f"{sum(len(part.jobs) for part in parts)} runs in {time.monotonic() - started:.0f} s")
+
+
+def _check(running: Sequence[tuple[Share, subprocess.Popen[bytes]]]) -> None:
+    for part, process in running:
+        if process.poll():
+            tail = part.log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
+            raise RunFailed(f"A process of the benchmark ended with status {process.returncode}:\n{tail}", "")
+
+
+def train(job: Path) -> None:
+    """Train one job of our side, in a store of its own; a diverged run has no summary.
+
+    Raises:
+        RunFailed: when it ends in any other way.
+    """
+    from engine.spec import parse_spec
+    from engine.store.runs import Runs
+    from engine.training.build import Caches
+    from engine.training.run import run_job
+
+    given = json.loads(job.read_text(encoding="utf-8"))
+    home = Path(given["home"])
+    runs = Runs(home)
+    spec = parse_spec(given["plan"]["spec"])
+    run_id = runs.submit(spec, given["plan"], owner="bench", slot="bench", worker={"pid": os.getpid()})
+    state = run_job(home, run_id, _caches.setdefault("kept", Caches()))
+    row = runs.get(run_id)
+    runs.close()
+    if state not in ("finished", "diverged"):
+        raise RunFailed(f"Our run of {spec.method.name} ended as {state}: {row.error}", row.todo or "")
+    found = {"run": run_id, "folder": str(runs.folder(run_id).root), "summary": row.summary}
+    Path(given["out"]).write_text(json.dumps(found), encoding="utf-8")
+
+
+_caches: dict[str, Any] = {}
+"""Base models and datasets, kept from job to job."""
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        train(Path(name))

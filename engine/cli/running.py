@@ -1,0 +1,207 @@
+"""Commands about runs: run, submit, runs, show, stop, resume, try, export, prune, serve, bench."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engine import settings
+from engine.cli.listing import emit, spec_of, table
+from engine.errors import RunFailed, SpecError
+from engine.spec import RunSpec
+from engine.store.rights import MACHINE
+from engine.store.run_row import STATES, RunRow
+from engine.store.runs import Runs
+
+DAY = 86_400.0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train in the foreground; the last line printed is the summary as JSON."""
+    from engine.jobs.foreground import run_here
+    from engine.plan import make_plan
+
+    plan = make_plan(spec_of(arguments))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with _progress(not arguments.quiet and sys.stderr.isatty()):
+        row = run_here(settings.home(), plan.spec, plan.to_json(), owner=MACHINE)
+    if row.summary is None or row.state != "finished":
+        print(json.dumps({"run": row.id, "status": row.state, "error": row.error, "todo": row.todo}))
+        if row.state == "stopped":
+            return 130
+        raise RunFailed(row.error or "The run failed.", row.todo or "")
+    print(json.dumps(row.summary))
+    return 0
+
+
+@contextmanager
+def _progress(wanted: bool) -> Iterator[None]:
+    """One line on the terminal that says where the newest run is."""
+    over = threading.Event()
+
+    def show() -> None:
+        runs = Runs(settings.home())
+        while not over.wait(0.5):
+            row = next(iter(runs.list(states=["active"], limit=1)), None)
+            if row:
+                print(f"\r{row.phase} {row.phase_done}/{row.phase_total}   ", end="", file=sys.stderr, flush=True)
+        print("\r", end="", file=sys.stderr)
+
+    thread = threading.Thread(target=show, daemon=True)
+    if wanted:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if wanted:
+            thread.join()
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """Queue runs for the engine."""
+    from engine.jobs import client
+    from engine.plan import make_plan
+
+    asked = spec_of(arguments)
+    rows = []
+    for number in range(arguments.seeds):
+        train = asked.train.model_copy(update={"seed": asked.train.seed + number})
+        plan = make_plan(asked.model_copy(update={"train": train}))
+        same = None if arguments.again else _identical(plan.spec)
+        run_id = same.id if same else client.submit(settings.home(), plan.spec, plan.to_json(), owner=MACHINE)
+        rows.append({"run": run_id, "seed": train.seed, "state": "finished before" if same else "queued"})
+    return emit(arguments, rows, table(rows))
+
+
+def _identical(spec: RunSpec) -> RunRow | None:
+    runs = Runs(settings.home())
+    try:
+        return runs.find_identical(spec)
+    finally:
+        runs.close()
+
+
+def runs(arguments: argparse.Namespace) -> int:
+    """List the runs, newest first."""
+    if arguments.state and arguments.state not in STATES:
+        raise SpecError(f"There is no state {arguments.state!r}.", f"Known: {', '.join(STATES)}.")
+    rows = Runs(settings.home()).list(states=[arguments.state] if arguments.state else None)
+    return emit(arguments, [_plain(row) for row in rows], table([_short(row) for row in rows]))
+
+
+def _short(row: RunRow) -> dict[str, Any]:
+    accuracy = row.summary["accuracy"]["test"] if row.summary else None
+    return {
+        "run": row.id,
+        "state": row.state,
+        "method": row.method,
+        "model": Path(row.model).name,
+        "dataset": Path(row.dataset).name,
+        "seed": row.seed,
+        "step": f"{row.step}/{row.steps}",
+        "test accuracy": f"{100 * accuracy:.1f} %" if accuracy is not None else "",
+    }
+
+
+def _plain(row: RunRow) -> dict[str, Any]:
+    return vars(row)
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Show one run."""
+    row = Runs(settings.home()).find(arguments.run)
+    lines = [f"{key:14} {value}" for key, value in _short(row).items()]
+    if row.error:
+        lines.append(f"{'why':14} {row.error} {row.todo or ''}")
+    if row.summary:
+        lines += ["", json.dumps(row.summary, indent=2)]
+    return emit(arguments, _plain(row), "\n".join([*lines, "", RunSpec.model_validate(row.spec).to_yaml()]))
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    """Stop a run, as the machine's own user."""
+    from engine.jobs import client
+
+    row = Runs(settings.home()).find(arguments.run)
+    row = client.stop(settings.home(), row.id, "discard" if arguments.discard else "keep", MACHINE)
+    return emit(arguments, _plain(row), f"{row.id} is {'stopping' if row.state == 'active' else row.state}")
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Queue a stopped run again."""
+    from engine.jobs import client
+
+    row = Runs(settings.home()).find(arguments.run)
+    row = client.resume(settings.home(), row.id, MACHINE)
+    return emit(arguments, _plain(row), f"{row.id} is {row.state}")
+
+
+def answer(arguments: argparse.Namespace) -> int:
+    """Let base models and runs answer a text, in this process."""
+    from engine.answer import answer as ask
+
+    store = Runs(settings.home())
+    found = ask(settings.home(), [store.find(name).id for name in arguments.run], arguments.text, arguments.pair)
+    rows = [
+        {
+            "who": entry["title"],
+            "answer": entry["predicted"],
+            **{label: f"{p:.3f}" for label, p in zip(entry["labels"], entry["probabilities"], strict=True)},
+        }
+        for entry in found["answers"]
+    ]
+    return emit(arguments, found, table(rows))
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a run's result."""
+    from engine.export import export_run
+
+    row = Runs(settings.home()).find(arguments.run)
+    written = export_run(settings.home(), row.id, arguments.format, Path(arguments.to))
+    return emit(arguments, {"run": row.id, "format": arguments.format, "file": str(written)}, f"wrote {written}")
+
+
+def prune(arguments: argparse.Namespace) -> int:
+    """Delete runs that have been over for long; without ``--yes`` only say which."""
+    store = Runs(settings.home())
+    before = time.time() - arguments.older_than * DAY
+    sizes = store.usage()
+    old = [row for row in store.list(hidden=True) if row.is_over and (row.finished or row.created) < before]
+    rows = [{"run": row.id, "state": row.state, "MiB": f"{sizes.get(row.id, 0) / 2**20:.1f}"} for row in old]
+    if arguments.yes:
+        for row in old:
+            store.delete(row.id)
+    heading = "deleted" if arguments.yes else "would delete (add --yes)"
+    data = {"deleted": arguments.yes, "runs": [row.id for row in old], "bytes": sum(sizes.get(r.id, 0) for r in old)}
+    return emit(arguments, data, f"{heading}:\n{table(rows)}")
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Be the engine until idle."""
+    from engine.jobs.options import Options
+    from engine.jobs.serve import serve as be_the_engine
+
+    if not be_the_engine(settings.home(), Options(idle_seconds=60 * arguments.idle_minutes)):
+        print("another engine serves this store already", file=sys.stderr)
+    return 0
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """Run a benchmark."""
+    import importlib
+
+    known = ("accuracy", "calibration", "tune")
+    name, *rest = arguments.rest or [""]
+    if name not in known:
+        raise SpecError(f"There is no benchmark {name!r}.", f"Known: {', '.join(known)}.")
+    return int(importlib.import_module(f"engine.bench.{name}").main(rest))

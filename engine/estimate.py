@@ -1,0 +1,105 @@
+"""Estimates shown before launch, always marked as such: memory and time.
+
+Time comes from the arithmetic of a step and the rate that runs on this machine reached,
+kept in ``speed.json``; before the first run, from a cautious rate per core.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from engine.models.architecture import Architecture
+
+CPU_FLOPS_PER_THREAD = 25e9
+GPU_FLOPS = 8e12
+PROCESS_BYTES = 550 * 2**20
+"""A process with torch, transformers and peft imported, before any model."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What one run computes.
+
+    Attributes:
+        architecture: the model.
+        trainable: scalars with a gradient and two moments.
+        dense_gradients: scalars whose gradient is formed at once in the backward pass.
+        tokens_per_step: padded tokens of a batch.
+        longest: padded length of the longest batch.
+        batch_size, steps: of the training.
+        evaluated_tokens: tokens of all evaluations together.
+    """
+
+    architecture: Architecture
+    trainable: int
+    dense_gradients: int
+    tokens_per_step: float
+    longest: int
+    batch_size: int
+    steps: int
+    evaluated_tokens: float
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the whole run, attention's products left out."""
+        weights = sum(p.size for p in self.architecture.linears())
+        # Forward and input gradients cost two operations a weight and token each; weight
+        # gradients as much again for the weights that have one.
+        per_token = 4 * weights + 2 * min(self.dense_gradients, weights)
+        return per_token * self.tokens_per_step * self.steps + 2 * weights * self.evaluated_tokens
+
+
+def padded_lengths(lengths: Sequence[int] | np.ndarray, batch_size: int) -> np.ndarray:
+    """Longest of each batch when examples are taken in order; what padding makes of them."""
+    lengths = np.asarray(lengths)
+    starts = range(0, len(lengths), batch_size)
+    return np.array([lengths[start : start + batch_size].max() for start in starts])
+
+
+def memory_bytes(work: Workload, device: str) -> int:
+    """Peak memory: weights, gradients, two moments, activations; on the CPU also the process."""
+    total = sum(p.size for p in work.architecture.parameters)
+    widest = max((p.shape[0] for p in work.architecture.linears()), default=work.architecture.hidden)
+    per_token = work.architecture.layers * (8 * work.architecture.hidden + 2 * widest)
+    activations = 4 * per_token * work.longest * work.batch_size
+    states = 4 * (total + work.dense_gradients + 2 * work.trainable)
+    if device == "cpu":
+        return int(PROCESS_BYTES + 4 * total + states + activations)
+    return int(states + activations)
+
+
+def seconds(work: Workload, device: str, threads: int, home: Path) -> float:
+    """Wall time of training and evaluation, loading apart."""
+    rate = _measured_rates(home).get(_place(device, threads))
+    if rate is None:
+        rate = CPU_FLOPS_PER_THREAD * threads if device == "cpu" else GPU_FLOPS
+    return work.flops / rate
+
+
+def record_speed(work: Workload, device: str, threads: int, measured_seconds: float, home: Path) -> None:
+    """Remember the rate a finished run reached, averaged with earlier ones."""
+    rates = _measured_rates(home)
+    place = _place(device, threads)
+    rate = work.flops / max(measured_seconds, 1e-3)
+    rates[place] = rate if place not in rates else 0.5 * (rate + rates[place])
+    path = home / "speed.json"
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(rates), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _place(device: str, threads: int) -> str:
+    return f"cpu x{threads}" if device == "cpu" else "cuda"
+
+
+def _measured_rates(home: Path) -> dict[str, float]:
+    try:
+        data = json.loads((home / "speed.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {key: float(value) for key, value in data.items() if value > 0}

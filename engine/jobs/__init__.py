@@ -1,0 +1,1 @@
+"""When and where runs happen: the queue, its supervisor, warm workers and short questions."""

@@ -1,0 +1,1 @@
+"""Where workers run: a backend is four verbs."""

@@ -1,0 +1,269 @@
+"""What methods that train single weights share: eligibility, budget, sparse optimizer, state, export.
+
+A subclass decides which entries are selected and when; everything else is here. On top of
+another method (``on:``) the eligible entries are those of the tensors that method adds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from engine.errors import BudgetError, SpecError
+from engine.methods.contract import Context, Method, MethodConfig, Selection
+from engine.models.architecture import Architecture, Parameter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+    from engine.sparse.optimizer import Correction, SparseAdamW
+
+Group = Literal["token", "position", "type", "norm", "bias", "pooler"]
+_ROLES: dict[str, tuple[str, ...]] = {
+    "token": ("token",),
+    "position": ("position",),
+    "type": ("type",),
+    "norm": ("norm_in", "norm_1", "norm_2", "norm_out"),
+    "pooler": ("pooler",),
+}
+
+
+class SelectiveConfig(MethodConfig):
+    """Settings that every selective method has."""
+
+    k: int = Field(
+        26_112,
+        ge=1,
+        title="Selected weights",
+        description="How many single weights are trained, the task head apart.",
+        json_schema_extra={"budget": True, "source": "this lab: as many as MiniLM has biases, for equal comparisons"},
+    )
+    exclude: tuple[Group, ...] = Field(
+        (),
+        title="Never select from",
+        description=(
+            "Kinds of tensors that stay frozen: token, position and type embeddings, norms (gains and biases), "
+            "biases (those of norms too), pooler. By default everything competes."
+        ),
+        json_schema_extra={"source": "FISH, ID3: all backbone tensors compete", "level": "advanced"},
+    )
+
+
+def _excluded(row: Parameter, groups: Sequence[str]) -> bool:
+    return ("bias" in groups and row.part == "bias") or any(row.role in _ROLES.get(group, ()) for group in groups)
+
+
+class Selective(Method):
+    """Base of the methods that train k single weights with state for these k only."""
+
+    family = "selective"
+    views: ClassVar[tuple[str, ...]] = ("mask", "change")
+    composes = True
+    export_formats: ClassVar[tuple[str, ...]] = ("delta", "merged")
+    Config: ClassVar[type[MethodConfig]] = SelectiveConfig
+    correction: Correction = "global"
+
+    def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
+        super().__init__(config, context, inner)
+        if inner is not None and "rank" in inner.views:
+            raise SpecError(
+                f"{self.title} cannot stand on {inner.title}, which needs the gradients of all its entries "
+                "to move ranks, while a sparse method drops them.",
+                "Put it on LoRA or DoRA.",
+            )
+        self.rows = self.trainables(context.architecture, config)
+        self.k = self.size(context.architecture, config)
+        self._numbers = {row.name: number for number, row in enumerate(self.rows)}
+        self._tensors: list[nn.Parameter] = []
+        self._sparse: SparseAdamW | None = None
+
+    # --- declaration ---------------------------------------------------------------------
+
+    @classmethod
+    def trainables(cls, architecture: Architecture, config: Any) -> tuple[Parameter, ...]:
+        return tuple(row for row in architecture.backbone if row.eligible and not _excluded(row, config.exclude))
+
+    @classmethod
+    def eligible(cls, architecture: Architecture, config: Any) -> int:
+        """Scalars that may be selected: without excluded tensors and without rows no example reaches."""
+        return sum(row.eligible for row in cls.trainables(architecture, config))
+
+    @classmethod
+    def size(cls, architecture: Architecture, config: Any) -> int:
+        return min(config.k, cls.eligible(architecture, config))
+
+    @classmethod
+    def fit(cls, architecture: Architecture, config: Any, target: int) -> MethodConfig:
+        """Exactly `target` selected weights.
+
+        Raises:
+            BudgetError: for a target below 1 or above the eligible weights.
+        """
+        eligible = cls.eligible(architecture, config)
+        if target < 1:
+            raise BudgetError(f"A budget of {target:,} selects no weight.", "Ask for at least one.")
+        if target > eligible:
+            raise BudgetError(
+                f"{target:,} weights were asked for, but {cls.title} may select from {eligible:,} here.",
+                "Ask for at most that many" + (", or exclude less." if config.exclude else "."),
+            )
+        return config.model_copy(update={"k": target})
+
+    @classmethod
+    def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
+        eligible = cls.eligible(architecture, config)
+        if config.k <= eligible:
+            return []
+        return [f"Only {eligible:,} weights may be selected here: all of them are, not {config.k:,}."]
+
+    # --- work ----------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Freeze all that cannot be selected, and make room for the state of k entries."""
+        from engine.sparse.optimizer import SparseAdamW
+
+        if self.inner is None:
+            named = dict(model.named_parameters())
+        else:
+            model = self.inner.attach(model)
+            named = dict(self.inner.parameters())
+        self._tensors = [named[row.name] for row in self.rows]
+        heads = {row.name for row in self.context.architecture.head}
+        for name, parameter in model.named_parameters():
+            if name not in heads:
+                parameter.requires_grad_(False)
+        for tensor in self._tensors:
+            tensor.requires_grad_(True)
+        self._sparse = SparseAdamW(
+            self._tensors, self.k, weight_decay=self.context.weight_decay, correction=self.correction
+        )
+        return model
+
+    @property
+    def sparse(self) -> SparseAdamW:
+        """The optimizer of the selected entries; there once the method is attached."""
+        assert self._sparse is not None, "attach first"
+        return self._sparse
+
+    def streamed(self) -> list[tuple[str, nn.Parameter]]:
+        rows = zip(self.rows, self._tensors, strict=True)
+        return [(row.name, tensor) for row, tensor in rows if tensor.requires_grad]
+
+    def on_gradient(self, name: str, parameter: nn.Parameter) -> None:
+        """Take the selected entries of one gradient and drop the rest."""
+        if parameter.grad is not None:
+            self.sparse.gather(self._numbers[name], parameter.grad.reshape(-1))
+            parameter.grad = None
+
+    def gradient_square(self) -> torch.Tensor:
+        """Mask, then clip: the norm is that of the selected gradients."""
+        return self.sparse.gradient_square()
+
+    def update(self, lr: float, scale: torch.Tensor) -> None:
+        self.sparse.step(lr, scale)
+
+    def optimizer_scalars(self) -> int:
+        return self.sparse.scalars()
+
+    def unmoved(self) -> int:
+        """Selected entries that have received no gradient so far, such as words that never occurred."""
+        return self.sparse.unmoved()
+
+    # --- observation -----------------------------------------------------------------------
+
+    def selection(self) -> Selection:
+        entries = {key: column.cpu().numpy().copy() for key, column in self.sparse.entries().items()}
+        return Selection(self.rows, entries["tensor"], entries["index"], entries["step"])
+
+    def delta(self, weight: Parameter, base: torch.Tensor) -> torch.Tensor | None:
+        if self.inner is not None:
+            return self.inner.delta(weight, base)
+        number = self._numbers.get(weight.name)
+        if number is None or self.sparse.selected(number) is None:
+            return None
+        return self._tensors[number].detach() - base
+
+    def eligibility(self) -> dict[str, Any]:
+        """What could be selected, as plain data for an export's metadata."""
+        return {
+            "exclude": list(getattr(self.config, "exclude", ())),
+            "eligible": sum(row.eligible for row in self.rows),
+            "frozen_rows": {row.name: [list(rows) for rows in row.frozen_rows] for row in self.rows if row.frozen_rows},
+        }
+
+    # --- state -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.sparse.state_dict()
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.sparse.load_state_dict(state)
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """Per changed tensor ``<name>.index`` (int32, ascending), ``<name>.value`` and ``<name>.step``."""
+        selection = self.selection()
+        found: dict[str, torch.Tensor] = {}
+        for number in np.unique(selection.tensor).tolist():
+            found.update(self._triple(number, selection))
+        return found
+
+    def _triple(self, number: int, selection: Selection) -> dict[str, torch.Tensor]:
+        import torch
+
+        own = np.flatnonzero(selection.tensor == number)
+        own = own[np.argsort(selection.index[own])]
+        index = torch.from_numpy(selection.index[own])
+        values = self._tensors[number].detach().cpu().view(-1)[index.long()]
+        name = self.rows[number].name
+        return {
+            f"{name}.index": index,
+            f"{name}.value": values,
+            f"{name}.step": torch.from_numpy(selection.step[own]),
+        }
+
+    def install(self, result: dict[str, torch.Tensor]) -> None:
+        import torch
+
+        with torch.no_grad():
+            for row, tensor in zip(self.rows, self._tensors, strict=True):
+                if f"{row.name}.index" in result:
+                    index = result[f"{row.name}.index"].long().to(tensor.device)
+                    tensor.view(-1).index_copy_(0, index, result[f"{row.name}.value"].to(tensor))
+
+    def merged(self, model: nn.Module) -> nn.Module:
+        return model if self.inner is None else self.inner.merged(model)
+
+    def save_peft(self, model: nn.Module, folder: Path) -> None:
+        """On top of an adapter method the result is an ordinary adapter.
+
+        Raises:
+            SpecError: when it stands on no such method.
+        """
+        if self.inner is None or "peft" not in self.inner.export_formats:
+            raise SpecError(
+                f"{self.title} alone is not an adapter that peft can load.", "Export it as delta or merged."
+            )
+        self.inner.save_peft(model, folder)
+
+
+class StaticMask(Selective):
+    """Base of the methods that choose all their entries before the first step."""
+
+    def fix(self, tensor: torch.Tensor, index: torch.Tensor) -> None:
+        """Select these entries, int64 (k,) each, and freeze the tensors that hold none of them."""
+        self.sparse.add(tensor, index, step=0)
+        self._freeze_unused()
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        super().load_state_dict(state)
+        self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        for number, tensor in enumerate(self._tensors):
+            tensor.requires_grad_(self.sparse.selected(number) is not None)

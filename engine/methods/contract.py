@@ -1,0 +1,310 @@
+"""What a fine-tuning method is: a declaration that needs no torch, and a few hooks that do the work.
+
+A method's file holds one class. Its declaration (name, family, paper, formula, settings,
+budget formula, teaching text) feeds forms, command line, cards and docs; its hooks are
+called by the training loop in this order::
+
+    attach                          once: freeze, wrap, add
+    score_pass                      once, phase "scoring"; only if `scores_first`
+    per step:
+        on_gradient                 per tensor, during the backward pass; only for `streamed()`
+        before_step                 after the backward pass: choose what to train
+        gradient_square             its share of the norm that clipping uses
+        update                      its own optimizer, if it has one
+        after_step                  after every optimizer, gradients still there
+
+Modules of `engine.methods` import torch inside functions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from engine.errors import BudgetError
+from engine.models.architecture import Architecture, Parameter
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Family = Literal["baseline", "additive", "selective", "reparameterised", "mixture", "zeroth-order"]
+
+
+class MethodConfig(BaseModel):
+    """Base of every method's settings: each field has a title, a description, a default and bounds.
+
+    ``json_schema_extra={"source": ...}`` says where a default comes from, ``{"level": "advanced"}``
+    hides a field behind an expander, ``{"budget": True}`` marks the knob that the budget sets.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from."""
+
+    title: str
+    authors: str
+    venue: str
+    year: int
+    url: str
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """A default learning rate and how it was found."""
+
+    value: float
+    tuned: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method knows about its run.
+
+    Attributes:
+        architecture: the map of the base model, dead rows marked for this task.
+        steps: optimizer steps of the whole run.
+        init_seed, method_seed: seeds of the two streams a method may draw from.
+        device: where the model is.
+        weight_decay: decoupled decay of the recipe.
+        clip: largest gradient norm of the recipe.
+    """
+
+    architecture: Architecture
+    steps: int
+    init_seed: int
+    method_seed: int
+    device: str
+    weight_decay: float
+    clip: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The entries a sparse method trains, in the order they were selected.
+
+    Attributes:
+        parameters: the rows that `tensor` counts in.
+        tensor: int32 (K,), which row.
+        index: int32 (K,), flat position within it.
+        step: int32 (K,), the step at which it was selected, from 0.
+    """
+
+    parameters: tuple[Parameter, ...]
+    tensor: np.ndarray
+    index: np.ndarray
+    step: np.ndarray
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Rank per adapted matrix at one moment.
+
+    Attributes:
+        parameters: the adapted base weights.
+        allocated: int32 (M,), the rank the method's last allocation gave each.
+        active: int32 (M,), the rank in effect now.
+        budget: total rank allowed now.
+        final_budget: total rank at the end.
+    """
+
+    parameters: tuple[Parameter, ...]
+    allocated: np.ndarray
+    active: np.ndarray
+    budget: int
+    final_budget: int
+
+
+Batches = Iterable[dict[str, "torch.Tensor"]]
+
+
+class Method:
+    """A fine-tuning method. Subclasses are found by the registry.
+
+    The class docstring is the teaching text, in Markdown, under the three headings
+    "Why it exists", "What to watch" and "When it fails".
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    family: ClassVar[Family]
+    paper: ClassVar[Paper]
+    formula: ClassVar[str]
+    symbols: ClassVar[dict[str, str]]
+    lr: ClassVar[LearningRate]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    notes: ClassVar[str] = ""
+    """Which source is followed where paper, lecture and code differ; how papers count parameters."""
+    views: ClassVar[tuple[str, ...]] = ("change",)
+    """Inside views this method feeds: ``mask``, ``rank``, ``change``."""
+    composes: ClassVar[bool] = False
+    """Whether it can be put on top of another method (``on:``)."""
+    scores_first: ClassVar[bool] = False
+    not_capturable: ClassVar[str] = ""
+    """Why its step cannot be captured as a CUDA graph; empty when it can."""
+    export_formats: ClassVar[tuple[str, ...]] = ("merged",)
+    """Of ``delta`` (sparse file), ``peft`` (adapter folder), ``merged`` (whole model)."""
+
+    def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
+        self.config = config
+        self.context = context
+        self.inner = inner
+
+    # --- declaration: no torch ---------------------------------------------------------
+
+    @classmethod
+    def trainables(cls, architecture: Architecture, config: Any) -> tuple[Parameter, ...]:
+        """The tensors the method trains or adds (head apart), before any selection inside them."""
+        raise NotImplementedError(cls.__name__)  # every registered method defines it: tested
+
+    @classmethod
+    def size(cls, architecture: Architecture, config: Any) -> int:
+        """Scalars the method itself trains: what the budget counts."""
+        return sum(parameter.size for parameter in cls.trainables(architecture, config))
+
+    @classmethod
+    def fit(cls, architecture: Architecture, config: Any, target: int) -> MethodConfig:
+        """The largest configuration whose size is not above `target`.
+
+        Raises:
+            BudgetError: when even the smallest is above it, or the size cannot be chosen and
+                is above it.
+        """
+        size = cls.size(architecture, config)
+        if size > target:
+            raise BudgetError(
+                f"{cls.title} trains {size:,} parameters here and cannot be made smaller than that.",
+                f"Ask for at least {size:,}, or choose another method.",
+            )
+        return config
+
+    @classmethod
+    def peak(cls, architecture: Architecture, config: Any) -> int:
+        """Scalars it holds at most while it trains; more than `size` where ranks shrink."""
+        return cls.size(architecture, config)
+
+    @classmethod
+    def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
+        """Plain sentences about what cannot work on this model in so many steps; shown before launch."""
+        return []
+
+    # --- work ---------------------------------------------------------------------------
+
+    def attach(self, model: nn.Module) -> nn.Module:
+        """Freeze, wrap or extend the model, and return the model to train. The head is the loop's."""
+        raise NotImplementedError(type(self).__name__)
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """What the loop's dense AdamW trains for the method, with names as in `trainables`."""
+        return []
+
+    def score_pass(self, model: nn.Module, batches: Batches, progress: Callable[[int, int], None]) -> None:
+        """Score parameters over data before training. Called once, only when `scores_first`.
+
+        `batches` yields single examples with labels; `progress` takes (done, total).
+        """
+
+    def streamed(self) -> Sequence[tuple[str, nn.Parameter]]:
+        """Tensors whose gradients the method consumes one by one in the backward pass."""
+        return ()
+
+    def on_gradient(self, name: str, parameter: nn.Parameter) -> None:
+        """Called when `parameter.grad` is complete; the method sets it to None when done with it."""
+
+    def before_step(self, step: int) -> None:
+        """After the backward pass of step `step` (from 0), before clipping and updates."""
+
+    def gradient_square(self) -> torch.Tensor | None:
+        """Sum of squares of the gradients it consumed, for clipping; 0-d, on the device."""
+        return None
+
+    def update(self, lr: float, scale: torch.Tensor) -> None:
+        """Apply its own optimizer with this learning rate; gradients times `scale` (clipping, 0-d)."""
+
+    def extra_loss(self) -> torch.Tensor | None:
+        """A term added to the task loss."""
+        return None
+
+    def after_step(self, step: int) -> None:
+        """After all optimizers of step `step`, with the gradients of the dense ones still there."""
+
+    def optimizer_scalars(self) -> int:
+        """Scalars of optimizer state of its own optimizer; the loop counts those of `parameters()`."""
+        return 0
+
+    # --- observation ---------------------------------------------------------------------
+
+    def selection(self) -> Selection | None:
+        """The entries it trains, or None when it trains whole tensors."""
+        return None
+
+    def ranks(self) -> Ranks | None:
+        """Ranks per matrix, for methods that allocate them."""
+        return None
+
+    def delta(self, weight: Parameter, base: torch.Tensor) -> torch.Tensor | None:
+        """Change of one base weight so far, in its own layout and on its device; None when unchanged.
+
+        Args:
+            weight: the row of the base weight.
+            base: the untouched weight.
+        """
+        return None
+
+    # --- state ---------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything a resume needs beyond `parameters()` and the loop's own state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Inverse of `state_dict`, on a freshly attached method."""
+
+    def result(self) -> dict[str, torch.Tensor]:
+        """The trained tensors, head apart: what `install` needs, on the CPU."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self.parameters()}
+
+    def install(self, result: dict[str, torch.Tensor]) -> None:
+        """Put a `result` into a freshly attached model, for inference."""
+        import torch
+
+        with torch.no_grad():
+            for name, parameter in self.parameters():
+                parameter.copy_(result[name])
+
+    def merged(self, model: nn.Module) -> nn.Module:
+        """The attached model as a plain one with the change folded into its weights."""
+        return model
+
+    def save_peft(self, model: nn.Module, folder: Path) -> None:
+        """Write what `PeftModel.from_pretrained` loads; only with ``peft`` in `export_formats`."""
+        raise NotImplementedError(type(self).__name__)
+
+
+def largest(size: Callable[[int], int], low: int, high: int, target: int) -> int | None:
+    """The largest knob in [low, high] with size(knob) <= target; None when size(low) is above it.
+
+    `size` must not decrease. Used by every `fit`.
+    """
+    if size(low) > target:
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if size(middle) <= target else (low, middle - 1)
+    return low
+
+
+def chain(method: Method) -> Iterator[Method]:
+    """A method and all it stands on, outermost first."""
+    current: Method | None = method
+    while current is not None:
+        yield current
+        current = current.inner

@@ -1,0 +1,138 @@
+"""Loads a classifier: real backbone weights, a head drawn from its own seed. Imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+from transformers.utils import logging
+
+from engine.errors import ModelError
+from engine.models.checkpoint import architecture_of, missing_from
+from engine.models.source import ModelSource
+
+
+def load_classifier(
+    source: ModelSource, labels: Sequence[str], *, head_seed: int, init_seed: int, dropout: float
+) -> nn.Module:
+    """The model as a classifier, in fp32 on the CPU and in eval mode.
+
+    The head is always new: N(0, initializer_range) with zero biases, from a generator of its
+    own, whatever head the checkpoint has. Backbone tensors that the checkpoint lacks
+    (`missing_from` names them) are drawn the same way from `init_seed`. The global random
+    state is neither read nor changed.
+
+    Args:
+        source: a resolved model.
+        labels: names of the classes; they become the configuration's id2label and label2id.
+        head_seed: seed of the head's generator.
+        init_seed: seed of the generator of missing backbone tensors.
+        dropout: rate of every dropout layer.
+
+    Raises:
+        ModelError: when the files do not make a whole model of a supported type.
+    """
+    config = _config(source, labels, dropout)
+    model = _pretrained(source, config)
+    _check_map(source, model, len(labels))
+    architecture = architecture_of(source, len(labels))
+    spread = float(getattr(config, "initializer_range", 0.02))
+    tensors = dict(model.named_parameters())
+    _draw([tensors[p.name] for p in architecture.head], head_seed, spread)
+    _draw([tensors[name] for name in missing_from(source)], init_seed, spread)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+    return model.eval()
+
+
+def _config(source: ModelSource, labels: Sequence[str], dropout: float) -> PretrainedConfig:
+    names = [str(name) for name in labels]
+    config = AutoConfig.from_pretrained(
+        source.folder,
+        local_files_only=True,
+        trust_remote_code=False,
+        num_labels=len(names),
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
+        pad_token_id=source.config["pad_token_id"],
+    )
+    # One sentence pair or text, one class: also where a checkpoint was trained for regression.
+    config.problem_type = "single_label_classification"
+    for key, value in config.to_dict().items():
+        if key.endswith(("dropout", "dropout_prob", "pdrop")) and isinstance(value, float | int):
+            setattr(config, key, dropout)
+    return config
+
+
+def _pretrained(source: ModelSource, config: PretrainedConfig) -> nn.Module:
+    """The model with every tensor of the checkpoint in place."""
+    with torch.random.fork_rng(devices=[]), _quietly():
+        try:
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                source.folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # a head for other classes; checked below
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{source.folder} cannot be loaded: {error}.", "Save or download it again.") from None
+    _check_report(source, report)
+    return model
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the library's progress bar and its table of new tensors: `_check_report` judges them."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _check_report(source: ModelSource, report: dict[str, Any]) -> None:
+    """Refuse a checkpoint in which anything but head and pooler is absent or has another shape."""
+    architecture = architecture_of(source, 2)
+    free = {p.name for p in architecture.head} | set(missing_from(source))
+    wrong = {str(name) for name in report["missing_keys"]} | {str(item[0]) for item in report["mismatched_keys"]}
+    if wrong - free:
+        raise ModelError(
+            f"{source.folder} does not fit its config.json: {len(wrong - free)} tensors are absent or have "
+            f"another shape, the first {min(wrong - free)}.",
+            "Save or download the model again.",
+        )
+
+
+def _check_map(source: ModelSource, model: nn.Module, labels: int) -> None:
+    """Refuse a model whose parameters are not those its plan was made with."""
+    planned = {(p.name, p.shape) for p in architecture_of(source, labels).parameters}
+    actual = {(name, tuple(p.shape)) for name, p in model.named_parameters()}
+    if planned != actual:
+        raise ModelError(
+            f"The loaded model has other parameters than its files announce, among them {min(planned ^ actual)}.",
+            "This model cannot be used; please report its type and configuration.",
+        )
+
+
+def _draw(tensors: Sequence[nn.Parameter], seed: int, spread: float) -> None:
+    """Fill weights with N(0, spread) and biases with 0, in the given order, from one generator."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in tensors:
+            if tensor.ndim > 1:
+                tensor.normal_(0.0, spread, generator=generator)
+            else:
+                tensor.zero_()

@@ -1,0 +1,262 @@
+"""Spec to plan: what will really happen, worked out before anything is trained, without torch.
+
+Every ``auto`` is resolved here, the budget is solved here, and the resolved spec is what is
+stored, hashed and trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from engine import estimate, settings
+from engine.devices import cpu_threads, resolve_device
+from engine.errors import BudgetError, SpecError
+from engine.methods.contract import Method, MethodConfig
+from engine.methods.registry import config_of, method_named
+from engine.models.architecture import Architecture
+from engine.models.catalogue import ModelSource, architecture_of, resolve_model
+from engine.models.tokenizer import tokenizer_of
+from engine.spec import MethodChoice, RunSpec
+from engine.tasks.catalogue import load_dataset
+from engine.tasks.dataset import Dataset
+from engine.tasks.encoding import encode
+
+CURVE_ITEMS = 256
+"""Validation examples measured while training."""
+CURVE_POINTS = 10
+"""Measurements of the validation curve after the one at step 0."""
+SAMPLED = 512
+"""Training examples tokenised to estimate lengths."""
+
+
+@dataclass(frozen=True)
+class Params:
+    """Parameter counts of a plan.
+
+    Attributes:
+        requested: the budget in parameters, None when the method's own settings rule.
+        method: what the method trains.
+        head: the task head, trained by every method and counted apart.
+        total: method and head.
+        model: the backbone.
+        peak: what the method holds at most while it trains, where that is more than `method`.
+    """
+
+    requested: int | None
+    method: int
+    head: int
+    total: int
+    model: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved spec with what it will train and cost.
+
+    Attributes:
+        spec: the resolved spec, without any ``auto``.
+        spec_hash: equal for runs that differ only by seeds and device.
+        params: the counts.
+        lr_tuned: how the default learning rate was found; empty when the user gave one.
+        memory_bytes, seconds: estimates.
+        warnings: what the user should know before launching.
+    """
+
+    spec: RunSpec
+    spec_hash: str
+    params: Params
+    lr_tuned: str
+    memory_bytes: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as stored with the run and printed by the command line."""
+        return asdict(replace(self, spec=None)) | {"spec": self.spec.canonical()}  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The parts that a resolved spec refers to."""
+
+    source: ModelSource
+    dataset: Dataset
+    architecture: Architecture
+
+
+def make_plan(spec: RunSpec) -> Plan:
+    """Resolve a spec and say what it will do. Resolving a resolved spec changes nothing.
+
+    Raises:
+        SpecError: for unknown names, settings out of bounds, or a device that is not there.
+        BudgetError: for a budget of zero, above the model, or out of the method's reach.
+        DataError, ModelError, PathRefused: from the dataset and the model.
+    """
+    setting = read_setting(spec)
+    method = method_named(spec.method.name)
+    model_size = sum(p.size for p in setting.architecture.backbone)
+    requested = requested_params(spec, model_size)
+    choice = solved_choice(spec.method, setting.architecture, requested)
+    config = config_of(choice)
+    table = outer_architecture(choice, setting.architecture)
+    device = resolve_device(spec.train.device)
+    train = spec.train.model_copy(
+        update={
+            "lr": method.lr.value if spec.train.lr == "auto" else spec.train.lr,
+            "device": device,
+            "threads": cpu_threads() if spec.train.threads == "auto" else spec.train.threads,
+            "precision": _precision(spec.train.precision, device),
+            "max_length": _max_length(spec, setting),
+        }
+    )
+    resolved = spec.model_copy(update={"method": choice, "train": train})
+    params = _count(method, table, config, setting.architecture, requested)
+    work = workload(resolved, setting, params)
+    return Plan(
+        spec=resolved,
+        spec_hash=resolved.hash(),
+        params=params,
+        lr_tuned=method.lr.tuned if spec.train.lr == "auto" else "",
+        memory_bytes=estimate.memory_bytes(work, device),
+        seconds=estimate.seconds(work, device, int(train.threads), settings.home()),
+        warnings=tuple(_warnings(method, table, config, params, resolved, setting.dataset)),
+    )
+
+
+def read_setting(spec: RunSpec) -> Setting:
+    """Load the dataset and the model's map that a spec names."""
+    source = resolve_model(spec.model)
+    dataset = load_dataset(spec.dataset)
+    architecture = architecture_of(source, len(dataset.labels))
+    length = _max_length(spec, Setting(source, dataset, architecture))
+    return Setting(source, dataset, architecture.with_frozen_rows(max_length=length, pairs=dataset.is_pair))
+
+
+def requested_params(spec: RunSpec, model_size: int) -> int | None:
+    """The budget as a number of parameters.
+
+    Raises:
+        BudgetError: when it is below one or above the model.
+    """
+    if spec.budget is None:
+        return None
+    if spec.budget.params is not None:
+        wanted = spec.budget.params
+    else:
+        wanted = round(float(spec.budget.percent or 0) / 100 * model_size)
+    if wanted < 1:
+        raise BudgetError(f"A budget of {wanted:,} parameters trains nothing.", "Ask for at least one.")
+    if wanted > model_size:
+        raise BudgetError(
+            f"A budget of {wanted:,} parameters is above the model, which has {model_size:,}.",
+            "Ask for at most that many, or for a percentage up to 100.",
+        )
+    return wanted
+
+
+def outer_architecture(choice: MethodChoice, architecture: Architecture) -> Architecture:
+    """The map that a method sees: the model's, or what the method below it trains.
+
+    Raises:
+        SpecError: when the outer method cannot stand on another.
+    """
+    if choice.on is None:
+        return architecture
+    method = method_named(choice.name)
+    if not method.composes:
+        raise SpecError(f"{method.title} cannot be put on top of another method.", "Leave out `on`.")
+    below = outer_architecture(choice.on, architecture)
+    rows = method_named(choice.on.name).trainables(below, config_of(choice.on))
+    return replace(architecture, parameters=(*rows, *architecture.head))
+
+
+def solved_choice(choice: MethodChoice, architecture: Architecture, requested: int | None) -> MethodChoice:
+    """The choice with every setting explicit, the budget's knob set by `Method.fit`."""
+    inner = solved_choice(choice.on, architecture, None) if choice.on else None
+    explicit = MethodChoice(name=choice.name, on=inner, **choice.settings)
+    method, config = method_named(choice.name), config_of(explicit)
+    if requested is not None:
+        config = method.fit(outer_architecture(explicit, architecture), config, requested)
+    return explicit.with_settings(config.model_dump(mode="json"))
+
+
+def workload(spec: RunSpec, setting: Setting, params: Params) -> estimate.Workload:
+    """The arithmetic of a resolved run, from the real lengths of a sample of its sentences."""
+    train_set = setting.dataset.splits["train"]
+    sample = train_set.take(range(min(SAMPLED, len(train_set))))
+    lengths = encode(sample, tokenizer_of(setting.source), int(spec.train.max_length)).lengths
+    padded = estimate.padded_lengths(lengths, spec.train.batch_size)
+    evaluated = CURVE_ITEMS * (CURVE_POINTS + 1) + sum(
+        len(setting.dataset.splits[name].labels) for name in ("validation", "test")
+    )
+    dense = setting.architecture.backbone if spec.method.name == "full" else ()
+    streams = "mask" in method_named(spec.method.name).views and spec.method.on is None
+    gradients = sum(p.size for p in (setting.architecture.linears() if streams else dense))
+    return estimate.Workload(
+        architecture=setting.architecture,
+        trainable=params.peak + params.head,
+        dense_gradients=gradients,
+        tokens_per_step=float(padded.mean()) * spec.train.batch_size,
+        longest=int(padded.max()),
+        batch_size=spec.train.batch_size,
+        steps=spec.train.steps,
+        evaluated_tokens=evaluated * float(lengths.mean()),
+    )
+
+
+def _count(
+    method: type[Method], table: Architecture, config: MethodConfig, architecture: Architecture, requested: int | None
+) -> Params:
+    size = method.size(table, config)
+    head = sum(p.size for p in architecture.head)
+    return Params(
+        requested=requested,
+        method=size,
+        head=head,
+        total=size + head,
+        model=sum(p.size for p in architecture.backbone),
+        peak=method.peak(table, config),
+    )
+
+
+def _precision(wanted: str, device: str) -> str:
+    if wanted == "auto":
+        return "fp32" if device == "cpu" else "tf32"
+    if wanted == "tf32" and device == "cpu":
+        raise SpecError("TF32 was asked for on the CPU, which has none.", "Use `precision: auto` or `fp32`.")
+    return wanted
+
+
+def _max_length(spec: RunSpec, setting: Setting) -> int:
+    wanted = spec.train.max_length
+    length = setting.dataset.default_max_length if wanted == "auto" else int(wanted)
+    longest = setting.architecture.max_positions
+    if length > longest and wanted != "auto":
+        raise SpecError(f"`max_length` {length} is above the {longest} positions of {spec.model}.", "Ask for fewer.")
+    return min(length, longest)
+
+
+def _warnings(
+    method: type[Method],
+    table: Architecture,
+    config: MethodConfig,
+    params: Params,
+    spec: RunSpec,
+    dataset: Dataset,
+) -> list[str]:
+    found = method.warnings(table, config, spec.train.steps)
+    if params.requested and params.method < 0.9 * params.requested:
+        found.append(
+            f"{method.title} reaches {params.method:,} of the {params.requested:,} parameters asked for: "
+            "the most its settings allow on this model."
+        )
+    examples = len(dataset.splits["train"].labels)
+    if spec.train.batch_size > examples:
+        found.append(f"A batch of {spec.train.batch_size} is larger than the {examples:,} training examples.")
+    if spec.dataset.source == "imdb" or dataset.length == "review":
+        found.append("Reviews are four times as long as sentences: a step takes several times as long.")
+    return found

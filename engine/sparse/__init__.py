@@ -1,0 +1,1 @@
+"""What every selective method shares: scores, exact selection, the sparse optimizer, the sparse delta file."""

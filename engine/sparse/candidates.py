@@ -1,0 +1,123 @@
+"""Exact top-k of scores that are seen one tensor after another, while the backward pass produces them.
+
+An element of the global top-k is in the top-k of its own tensor, so that few candidates per
+tensor are enough. On the CPU two bounds spare most of the work: no score below the k-th best
+seen so far can win, and the norm of a block of gradients bounds every score in the block, so
+that only blocks which could hold a winner are scored at all. On a GPU asking which blocks
+those are would stop the queue of kernels at every tensor, and the whole tensor is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+BLOCK = 128
+"""Entries whose gradients share one norm."""
+
+Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Bound = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Winners:
+    """Selected entries, best first: tensor and flat index int64 (k,), gradient fp32 (k,)."""
+
+    tensor: torch.Tensor
+    index: torch.Tensor
+    gradient: torch.Tensor
+
+
+def block_norms(gradient: torch.Tensor) -> torch.Tensor:
+    """Norms of the consecutive blocks of a flat fp32 gradient; the last block may be short."""
+    whole = len(gradient) // BLOCK * BLOCK
+    norms = torch.linalg.vector_norm(gradient[:whole].view(-1, BLOCK), dim=1)
+    if whole == len(gradient):
+        return norms
+    return torch.cat([norms, torch.linalg.vector_norm(gradient[whole:]).view(1)])
+
+
+class TopCandidates:
+    """Collects the k best entries; ties go to the lowest tensor, then the lowest index.
+
+    Entries with a score of 0 are never candidates: excluded entries are fed with gradient 0.
+
+    Args:
+        k: how many to find; at least 1.
+        score: (gradient, weight), both fp32 (n,), to scores (n,).
+        bound: highest score possible at a given size of the gradient, or None when there is none.
+        synchronous: whether looking at a value is cheap, as on the CPU.
+    """
+
+    def __init__(self, k: int, score: Score, bound: Bound | None, *, synchronous: bool) -> None:
+        self.k, self._score, self._bound, self._synchronous = k, score, bound, synchronous
+        self._pool: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._pooled = 0
+        self._floor = 0.0
+
+    def feed(self, tensor: int, gradient: torch.Tensor, weight: torch.Tensor, norms: torch.Tensor) -> None:
+        """Look at one tensor: flat gradient and weight, fp32 (n,), and the gradient's `block_norms`."""
+        if self._synchronous:
+            self._feed_blocks(tensor, gradient, weight, norms)
+        else:
+            self._feed_whole(tensor, gradient, weight)
+
+    def _feed_blocks(self, tensor: int, gradient: torch.Tensor, weight: torch.Tensor, norms: torch.Tensor) -> None:
+        places = self._promising(len(gradient), norms)
+        if places is not None:
+            if not len(places):
+                return
+            gradient, weight = gradient[places], weight[places]
+        scores = self._score(gradient, weight)
+        kept = (scores >= self._floor).nonzero().flatten() if self._floor else scores.nonzero().flatten()
+        if len(kept) > self.k:
+            lowest = scores[kept].topk(self.k, sorted=True).values[-1]
+            kept = kept[scores[kept] >= lowest]
+        if len(kept):
+            self._keep(tensor, scores[kept], kept if places is None else places[kept], gradient[kept])
+
+    def _promising(self, size: int, norms: torch.Tensor) -> torch.Tensor | None:
+        """Entries of the blocks that could hold a winner; None for all of them."""
+        if self._bound is None or not self._floor:
+            return None
+        hot = (self._bound(norms) >= self._floor).nonzero()
+        if 2 * len(hot) > len(norms):
+            return None
+        places = (hot * BLOCK + torch.arange(BLOCK)).flatten()
+        return places[places < size]
+
+    def _feed_whole(self, tensor: int, gradient: torch.Tensor, weight: torch.Tensor) -> None:
+        scores = self._score(gradient, weight)
+        place = torch.arange(len(scores), device=scores.device)
+        # Score above, reversed index below: no two keys are equal, so that topk has no tie to break.
+        keys = (scores.view(torch.int32).long() << 32) | (0xFFFFFFFF - place)
+        best = keys.topk(min(self.k, len(keys)), sorted=False).indices
+        self._keep(tensor, scores[best], best, gradient[best])
+
+    def _keep(self, tensor: int, score: torch.Tensor, index: torch.Tensor, gradient: torch.Tensor) -> None:
+        self._pool.append((score, torch.full_like(index, tensor), index, gradient))
+        self._pooled += len(score)
+        full = self._pooled >= (2 * self.k if self._floor else self.k)
+        if full and self._synchronous:
+            self._reduce()
+            self._floor = float(self._pool[0][0][-1])
+
+    def _reduce(self) -> None:
+        """Keep the k best of the pool, best first."""
+        score, tensor, index, gradient = (torch.cat(column) for column in zip(*self._pool, strict=True))
+        order = index.argsort()
+        order = order[tensor[order].argsort(stable=True)]
+        order = order[score[order].argsort(descending=True, stable=True)][: self.k]
+        self._pool = [(score[order], tensor[order], index[order], gradient[order])]
+        self._pooled = len(order)
+
+    def winners(self) -> Winners | None:
+        """The best entries with a score above 0, at most k; None when there is none."""
+        if not self._pool:
+            return None
+        self._reduce()
+        score, tensor, index, gradient = self._pool[0]
+        positive = score > 0
+        return Winners(tensor[positive], index[positive], gradient[positive])

@@ -1,0 +1,176 @@
+"""AdamW for single weights: state for the selected entries only, in one arena.
+
+The arena holds, per selected entry, where it is, an fp32 master copy, two moments and the
+step of its selection. Entries are only ever appended. One update is a handful of vector
+operations over the arena, in the order of `torch.optim.AdamW`, so that selecting everything
+reproduces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from engine.errors import ModelError
+
+Correction = Literal["global", "entry"]
+BETAS = (0.9, 0.999)
+EPS = 1e-8
+
+
+class SparseAdamW:
+    """Trains single entries of some tensors.
+
+    Args:
+        parameters: the tensors, contiguous and all on one device.
+        capacity: the most entries there will ever be.
+        weight_decay: decoupled, applied to selected entries only.
+        correction: ``global`` corrects the bias of the moments with the number of steps so far,
+            as the methods' authors do, so that an entry selected late starts with up to 3.2
+            times the learning rate; ``entry`` counts from the entry's own selection.
+
+    Raises:
+        ModelError: for a tensor with 2^31 entries or more, whose indices do not fit int32.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        capacity: int,
+        *,
+        weight_decay: float = 0.0,
+        correction: Correction = "global",
+    ) -> None:
+        for parameter in parameters:
+            if parameter.numel() >= 2**31:
+                raise ModelError(f"A tensor of {parameter.numel():,} weights is too large to index.", "Exclude it.")
+        device = parameters[0].device if parameters else torch.device("cpu")
+        self._parameters = list(parameters)
+        self._decay, self._correction = weight_decay, correction
+        self.count = 0
+        """Entries selected so far."""
+        self.steps = 0
+        """Updates done."""
+        self._where = {
+            key: torch.zeros(capacity, dtype=torch.int32, device=device) for key in ("tensor", "index", "step")
+        }
+        self._values = {key: torch.zeros(capacity, device=device) for key in ("value", "m", "v", "gradient")}
+        # Per tensor: slots in the arena and flat indices, int64 because index_copy_ wants it.
+        self._slots: list[torch.Tensor | None] = [None] * len(self._parameters)
+        self._indices: list[torch.Tensor | None] = [None] * len(self._parameters)
+
+    def add(self, tensor: torch.Tensor, index: torch.Tensor, step: int, gradient: torch.Tensor | None = None) -> None:
+        """Select entries that are not selected yet.
+
+        Args:
+            tensor, index: int64 (n,), which tensor and which flat position.
+            step: the step they are selected at, from 0.
+            gradient: of the current step, fp32 (n,), when it has been computed already.
+        """
+        start, stop = self.count, self.count + len(index)
+        self._where["tensor"][start:stop] = tensor
+        self._where["index"][start:stop] = index
+        self._where["step"][start:stop] = step
+        if gradient is not None:
+            self._values["gradient"][start:stop] = gradient
+        self.count = stop
+        self._enlist(tensor, index, start)
+
+    def _enlist(self, tensor: torch.Tensor, index: torch.Tensor, start: int) -> None:
+        """Give each new entry its place in its tensor's lists, and take its master copy."""
+        order = tensor.argsort(stable=True)
+        numbers, counts = tensor[order].unique_consecutive(return_counts=True)
+        done = 0
+        for number, count in torch.stack([numbers, counts]).T.tolist():
+            chosen = order[done : done + count]
+            own = index[chosen]
+            slots = chosen + start
+            values = self._flat(number).index_select(0, own).float()
+            self._values["value"].index_copy_(0, slots, values)
+            old_slots, old_indices = self._slots[number], self._indices[number]
+            self._slots[number] = slots if old_slots is None else torch.cat([old_slots, slots])
+            self._indices[number] = own if old_indices is None else torch.cat([old_indices, own])
+            done += count
+
+    def _flat(self, number: int) -> torch.Tensor:
+        return self._parameters[number].detach().view(-1)
+
+    def selected(self, number: int) -> torch.Tensor | None:
+        """Flat indices selected in one tensor, int64, in order of selection; None when none is."""
+        return self._indices[number]
+
+    def gather(self, number: int, gradient: torch.Tensor) -> None:
+        """Take the selected entries of one tensor's flat gradient."""
+        slots, indices = self._slots[number], self._indices[number]
+        if slots is not None and indices is not None:
+            self._values["gradient"].index_copy_(0, slots, gradient.index_select(0, indices).float())
+
+    def gradient_square(self) -> torch.Tensor:
+        """Sum of squares of the gathered gradients, 0-d."""
+        return self._values["gradient"][: self.count].square().sum()
+
+    @torch.no_grad()
+    def step(self, lr: float, scale: torch.Tensor) -> None:
+        """One AdamW update of all selected entries with their gradients times `scale`."""
+        self.steps += 1
+        value, m, v, gradient = (self._values[key][: self.count] for key in ("value", "m", "v", "gradient"))
+        gradient.mul_(scale)
+        value.mul_(1 - lr * self._decay)
+        m.lerp_(gradient, 1 - BETAS[0])
+        v.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        if self._correction == "global":
+            first, second = (1 - beta**self.steps for beta in BETAS)
+            value.addcdiv_(m, v.sqrt().div_(second**0.5).add_(EPS), value=-lr / first)
+        else:
+            age = (self.steps - self._where["step"][: self.count]).double()
+            one, two = ((1 - beta**age) for beta in BETAS)
+            value.sub_(lr * (m / one.float()) / v.sqrt().div_(two.sqrt().float()).add_(EPS))
+        # A tensor that takes no part in the next step must not repeat this gradient.
+        gradient.zero_()
+        self._write_back()
+
+    def _write_back(self) -> None:
+        """Round the master copies into the model's own precision."""
+        values = self._values["value"]
+        for number, (slots, indices) in enumerate(zip(self._slots, self._indices, strict=True)):
+            if slots is not None and indices is not None:
+                target = self._flat(number)
+                target.index_copy_(0, indices, values.index_select(0, slots).to(target.dtype))
+
+    def scalars(self) -> int:
+        """Scalars of optimizer state in use: two moments per selected entry."""
+        return 2 * self.count
+
+    def unmoved(self) -> int:
+        """Selected entries that never received a gradient: part of the budget that is wasted."""
+        return int((self._values["v"][: self.count] == 0).sum())
+
+    def entries(self) -> dict[str, torch.Tensor]:
+        """`tensor`, `index` and `step` of the selected entries, int32 (count,), in order of selection."""
+        return {key: column[: self.count] for key, column in self._where.items()}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything a resume needs: the arena up to its filled part, and the step counter."""
+        columns = {**self._where, **self._values}
+        kept = {key: column[: self.count].clone() for key, column in columns.items() if key != "gradient"}
+        return {**kept, "steps": torch.tensor(self.steps)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over a state and write its weights into the tensors."""
+        self.count, self.steps = len(state["index"]), int(state["steps"])
+        for columns in (self._where, self._values):
+            for key, column in columns.items():
+                column.zero_()
+                if key != "gradient":
+                    column[: self.count] = state[key]
+        self._slots = [None] * len(self._parameters)
+        self._indices = [None] * len(self._parameters)
+        where = {key: column[: self.count].long() for key, column in self._where.items()}
+        self._enlist(where["tensor"], where["index"], 0)
+        # _enlist read the untrained weights; the state has the trained ones.
+        self._values["value"][: self.count] = state["value"]
+        self._write_back()

@@ -1,0 +1,57 @@
+"""Importance scores of single weights, always in fp32: half precision would make thousands of ties."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+TINY = 1e-18
+"""Below this the square of a gradient leaves the range of fp32, so that a norm may round to 0."""
+
+
+def magnitude(weight: torch.Tensor) -> torch.Tensor:
+    """``|theta|``, flat (n,), fp32. Small is important: PaFi (Liao et al., 2023)."""
+    return weight.detach().reshape(-1).float().abs()
+
+
+def d3(gradient: torch.Tensor, weight: torch.Tensor, power: float, exp: float, eps: float) -> torch.Tensor:
+    """``|g|^power / (|theta| + eps)^exp``, the score of ID3 (Agarwal et al., 2025).
+
+    Args:
+        gradient, weight: of one shape, fp32.
+        power: 1 in the authors' code, 2 on the lecture's slide.
+        exp: weight of the magnitude; 0 leaves the gradient alone.
+        eps: positive; keeps weights that are exactly 0 from scoring infinitely high.
+    """
+    strength = gradient.abs()
+    if power != 1:
+        strength = strength.pow_(power)
+    if exp == 0:
+        return strength
+    shrink = weight.abs().add_(eps)
+    if exp != 1:
+        shrink = shrink.pow_(exp)
+    return strength.div_(shrink)
+
+
+def d3_bound(norm: torch.Tensor, power: float, exp: float, eps: float) -> torch.Tensor:
+    """No entry with ``|g| <= norm`` scores higher than this, whatever its weight; needs ``exp >= 0``.
+
+    The slack covers the rounding of the norm and of the powers.
+    """
+    return (norm + TINY).pow(power).mul_(1.0001 / eps**exp)
+
+
+def add_squares(fisher: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None], share: float = 1.0) -> None:
+    """Add ``share * g^2`` of one example to the diagonal Fisher information, tensor by tensor.
+
+    Args:
+        fisher: fp32 accumulators, flat (n,).
+        gradients: of the log-likelihood; None where a tensor took no part.
+        share: probability of the label that the gradient belongs to; 1 for an observed label.
+    """
+    for total, gradient in zip(fisher, gradients, strict=True):
+        if gradient is not None:
+            flat = gradient.reshape(-1).float()
+            total.addcmul_(flat, flat, value=share)

@@ -1,0 +1,140 @@
+"""Exact selection of the k highest or lowest scores over all tensors, without putting the scores together.
+
+A non-negative fp32 number read as an integer keeps its order, so that three rounds of
+counting (11, 10 and 10 bits) find the k-th score exactly; a last round collects the winners.
+Memory beyond one tensor's scores: 2,048 counters and k results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.errors import BudgetError, RunFailed
+
+EXCLUDED = -1.0
+"""Score of an entry that must not be selected."""
+_ROUNDS = ((20, 11), (10, 10), (0, 10))
+_LARGEST_KEY = 2**31 - 1
+
+Keys = Callable[[int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Selected entries in ascending order of tensor and index, both int64 (k,)."""
+
+    tensor: torch.Tensor
+    index: torch.Tensor
+
+
+def exclude(scores: torch.Tensor, rows: Sequence[tuple[int, int]], row_size: int) -> torch.Tensor:
+    """Mark half-open ranges of rows as excluded, in place; `scores` is flat."""
+    for start, stop in rows:
+        scores[start * row_size : stop * row_size] = EXCLUDED
+    return scores
+
+
+def select(
+    scores: Callable[[int], torch.Tensor],
+    sizes: Sequence[int],
+    k: int,
+    *,
+    smallest: bool = False,
+    seed: int | None = None,
+) -> Picks:
+    """The k entries with the highest (or lowest) scores over all tensors.
+
+    Args:
+        scores: gives the flat fp32 scores of one tensor, `EXCLUDED` where it may not be
+            selected; called a few times per tensor, and must answer the same.
+        sizes: scalars of each tensor.
+        k: how many.
+        smallest: take the lowest scores instead of the highest.
+        seed: None breaks ties by the lowest global index; a seed breaks them at random.
+
+    Raises:
+        BudgetError: when fewer than k entries may be selected.
+        RunFailed: when a score is not finite.
+    """
+
+    def keys(number: int) -> torch.Tensor:
+        return _keys(scores(number), smallest)
+
+    count = len(sizes)
+    threshold, ties = _threshold(keys, count, k)
+    if seed is None:
+        return _collect(keys, count, threshold, ties)
+
+    def lots(number: int) -> torch.Tensor:
+        """Random keys for the tied entries, the same at every call."""
+        offset = sum(sizes[:number])
+        tied = keys(number) == threshold
+        drawn = _scramble(torch.arange(offset, offset + sizes[number], device=tied.device), seed)
+        return torch.where(tied, drawn, -1).int()
+
+    strict = _collect(keys, count, threshold, 0)
+    drawn = _collect(lots, count, *_threshold(lots, count, ties)) if ties else None
+    return strict if drawn is None else _in_order(strict, drawn)
+
+
+def _keys(scores: torch.Tensor, smallest: bool) -> torch.Tensor:
+    """Non-negative int32 keys, higher is better; -1 for excluded entries."""
+    excluded = scores < 0
+    keys = scores.float().abs().contiguous().view(torch.int32)
+    if bool((keys.masked_fill(excluded, 0) >= 0x7F800000).any()):
+        raise RunFailed("A score is not finite, so that weights cannot be ranked.", "Lower the learning rate.")
+    return (_LARGEST_KEY - keys if smallest else keys).masked_fill(excluded, -1)
+
+
+def _threshold(keys: Keys, count: int, k: int) -> tuple[int, int]:
+    """The k-th highest key, and how many of the entries that equal it are among the k highest."""
+    prefix, wanted = 0, k
+    for shift, bits in _ROUNDS:
+        counts = torch.zeros(2**bits, dtype=torch.int64)
+        for number in range(count):
+            own = keys(number)
+            own = own[own >= 0]
+            if shift < 20:
+                own = own[(own >> (shift + bits)) == prefix]
+            counts += torch.bincount((own >> shift) & (2**bits - 1), minlength=2**bits).cpu()
+        reached = counts.flip(0).cumsum(0)
+        if int(reached[-1]) < wanted:
+            raise BudgetError(
+                f"{k:,} weights were to be selected, but only {int(reached[-1]):,} can be.", "Ask for fewer."
+            )
+        place = int((reached >= wanted).nonzero()[0])
+        wanted -= int(reached[place - 1]) if place else 0
+        prefix = (prefix << bits) | (2**bits - 1 - place)
+    return prefix, wanted
+
+
+def _collect(keys: Keys, count: int, threshold: int, ties: int) -> Picks:
+    """All entries above the threshold, and the first `ties` of those that equal it."""
+    tensors, indices = [], []
+    for number in range(count):
+        own = keys(number)
+        tied = (own == threshold).nonzero().flatten()[:ties] if ties else own.new_empty(0, dtype=torch.int64)
+        ties -= len(tied)
+        index = torch.cat([(own > threshold).nonzero().flatten(), tied]).sort().values
+        indices.append(index)
+        tensors.append(torch.full_like(index, number))
+    return Picks(torch.cat(tensors), torch.cat(indices))
+
+
+def _in_order(first: Picks, second: Picks) -> Picks:
+    tensor = torch.cat([first.tensor, second.tensor])
+    index = torch.cat([first.index, second.index])
+    order = index.argsort()
+    order = order[tensor[order].argsort(stable=True)]
+    return Picks(tensor[order], index[order])
+
+
+def _scramble(index: torch.Tensor, seed: int) -> torch.Tensor:
+    """A 31-bit pseudo-random number per global index: the finaliser of a 32-bit hash, in int64."""
+    x = (index + seed * 0x9E3779B9) & 0xFFFFFFFF
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return (x ^ (x >> 16)) >> 1

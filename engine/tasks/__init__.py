@@ -1,0 +1,1 @@
+"""Tasks: datasets read, split, shown, tokenised and put into batches."""

@@ -1,0 +1,180 @@
+"""One run from its row in the queue to its summary, whoever carries it out: worker, terminal or notebook."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine import estimate
+from engine.errors import Diverged, EngineError, Stopped
+from engine.events import Control, Sink
+from engine.plan import Params, workload
+from engine.spec import RunSpec, parse_spec
+from engine.store.control import RowControl
+from engine.store.paths import RunFolder
+from engine.store.provenance import collect, write_provenance
+from engine.store.run_file import RunWriter
+from engine.store.runs import Runs
+from engine.training import checkpoint, result
+from engine.training.build import Built, Caches, build, encoded_splits
+from engine.training.evaluation import to_device
+from engine.training.loop import Loop
+from engine.training.recipe import prepare_torch
+
+log = logging.getLogger(__name__)
+
+
+def run_job(home: Path, run_id: str, caches: Caches) -> str:
+    """Carry out an active run and record how it ended; returns its last state.
+
+    Whatever goes wrong ends in the run's row, in words for its owner; nothing is raised.
+    """
+    runs = Runs(home)
+    row = runs.get(run_id)
+    folder = runs.folder(run_id)
+    ending: dict[str, Any]
+    try:
+        spec, params = parse_spec(row.spec), Params(**row.plan["params"])
+        with RunWriter(folder.database, progress=lambda *where: runs.progress(run_id, *where)) as sink:
+            try:
+                summary = _carry_out(run_id, spec, params, folder, sink, RowControl(runs, run_id), caches)
+                ending = {"state": "finished", "summary": summary}
+            except (EngineError, RuntimeError, MemoryError, OSError, ValueError, KeyError, TypeError) as error:
+                ending = _ending(error, folder)
+                _tell(sink, ending)
+    except EngineError as error:  # the run's own file cannot be written
+        ending = {"state": "failed", "error": error.what, "todo": error.todo}
+    if ending["state"] == "finished":
+        checkpoint.drop(folder.checkpoint)
+    runs.finish(run_id, **ending)
+    runs.close()
+    return str(ending["state"])
+
+
+def _carry_out(
+    run_id: str, spec: RunSpec, params: Params, folder: RunFolder, sink: Sink, control: Control, caches: Caches
+) -> dict[str, Any]:
+    """The phases of a run, in order."""
+    started = time.monotonic()
+    sink.phase("loading")
+    prepare_torch(spec.train)
+    built = build(spec, caches)
+    sink.phase("preparing")
+    splits = encoded_splits(spec, built.setting, caches)
+    _describe(built, folder, sink)
+    loop = Loop(built, splits, sink, control, folder.root)
+    if built.method.scores_first and not loop.resumes:
+        _score(built, splits, sink, control)
+    loop.run()
+    trained = time.monotonic()
+    done, total = 0, len(splits["validation"]) + len(splits["test"])
+    sink.phase("evaluating", done, total)
+    validation = result.measure(built, splits["validation"], sink, done, total)
+    test = result.measure(built, splits["test"], sink, len(splits["validation"]), total)
+    sink.scalar("test/accuracy", spec.train.steps, test.accuracy)
+    labels = splits["test"].labels
+    on_disk = result.write(folder.root, built, test, labels, spec.hash())
+    details = result.describe(test, labels, built.setting.dataset.labels, built.setting.dataset.splits["test"])
+    loop.recorder.costs(spec.train.steps)
+    summary = {
+        "run": run_id,
+        "status": "finished",
+        "method": spec.method.name,
+        "params": {"requested": params.requested, "method": params.method, "head": params.head, "total": params.total},
+        "accuracy": {"validation": validation.accuracy, "test": test.accuracy, "ci95": details["ci95"]},
+        "seconds": time.monotonic() - started,
+        "training_seconds": loop.seconds,
+        "steps_per_second": spec.train.steps / loop.seconds if loop.seconds else None,
+        "peak_memory_bytes": loop.recorder.memory.bytes(),
+        "energy_joules": loop.recorder.energy.joules,
+        "optimizer_state_scalars": optimizer_scalars(built),
+        "head_optimizer_scalars": 2 * sum(p.numel() for _, p in built.head),
+        "bytes_on_disk": on_disk,
+        "tokens": loop.recorder.tokens,
+    }
+    sink.meta("test", details)
+    sink.meta("summary", summary)
+    sink.phase("finished")
+    work = workload(spec, built.setting, params)
+    estimate.record_speed(
+        work, spec.train.device, int(spec.train.threads), trained - started, folder.root.parent.parent
+    )
+    return summary
+
+
+def optimizer_scalars(built: Built) -> int:
+    """Scalars of optimizer state of the method, head apart."""
+    return built.method.optimizer_scalars() + 2 * sum(p.numel() for _, p in built.method.parameters())
+
+
+def _describe(built: Built, folder: RunFolder, sink: Sink) -> None:
+    """What the views and a reader of the run need to know about it."""
+    source, dataset, architecture = built.setting.source, built.setting.dataset, built.setting.architecture
+    device = torch.cuda.get_device_name(built.spec.train.device) if built.spec.train.device != "cpu" else ""
+    provenance = collect(
+        {"id": source.id, "title": source.title, "sha256": source.sha256, "licence": source.licence},
+        {"id": dataset.id, "title": dataset.title, "sha256": dataset.sha256} | dict(dataset.provenance),
+        device,
+    )
+    write_provenance(folder.provenance, provenance)
+    sink.meta("provenance", provenance)
+    sink.meta("baseline", {"majority": dataset.majority})
+    sink.meta(
+        "architecture",
+        {"layers": architecture.layers, "kind": architecture.kind, "model_type": architecture.model_type},
+    )
+
+
+def _score(built: Built, splits: Mapping[str, Any], sink: Sink, control: Control) -> None:
+    """The scoring pass of a method, over single training examples drawn by the data seed."""
+
+    def progress(done: int, total: int) -> None:
+        sink.phase("scoring", done, total)
+        if wish := control.stop_requested():
+            raise Stopped(keep=wish == "keep")
+
+    train = built.spec.train
+    order = np.random.Generator(np.random.PCG64([train.seed_of("data"), 2**20])).permutation(len(splits["train"]))
+    batches = (to_device(splits["train"].batch(np.array([i])), train.device) for i in order)
+    built.method.score_pass(built.model, batches, progress)
+
+
+def _ending(error: BaseException, folder: RunFolder) -> dict[str, Any]:
+    """State, cause and advice for a run that did not finish."""
+    if isinstance(error, Stopped):
+        if not error.keep:
+            checkpoint.drop(folder.checkpoint)
+        return {"state": "stopped", "error": None, "todo": error.todo or None}
+    if isinstance(error, EngineError):
+        return {
+            "state": "diverged" if isinstance(error, Diverged) else "failed",
+            "error": error.what,
+            "todo": error.todo,
+        }
+    log.error("the run failed\n%s", "".join(traceback.format_exception(error)))
+    return {"state": "failed", **_plain_cause(error)}
+
+
+def _plain_cause(error: BaseException) -> dict[str, str]:
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return {"error": "The device ran out of memory.", "todo": "Use a smaller batch or fewer tokens per example."}
+    if isinstance(error, OSError) and error.errno == 28:
+        return {"error": "The disk is full.", "todo": "Free some space, then resume the run."}
+    return {"error": f"The run failed unexpectedly: {text[:500]}", "todo": "Its log has the details."}
+
+
+def _tell(sink: Sink, ending: dict[str, Any]) -> None:
+    """Note the ending in the run's own file, if that can still be written."""
+    if ending.get("error"):
+        try:
+            sink.note("error", f"{ending['error']} {ending['todo'] or ''}".strip())
+        except EngineError as error:
+            log.error("the ending could not be noted: %s", error)

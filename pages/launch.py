@@ -1,0 +1,60 @@
+"""Make a run: model, data, method, budget; see the plan; launch."""
+
+import streamlit as st
+
+from engine.spec import parse_spec
+from pages.parts import choose, feed, shell
+from pages.parts.data_look import look
+from pages.parts.plan_card import MOST_SEEDS, difference, launch, plan_of, show_plan
+
+shell.enter()
+
+st.title("Launch", anchor=False)
+like = st.query_params.get("like", "")
+given = None
+with shell.told():
+    given = parse_spec(feed.row(like).spec) if like else None
+key = f"launch-{like}"
+
+left, right = st.columns([3, 2], gap="large")
+spec = None
+with left:
+    with shell.told():
+        with st.container(border=True):
+            st.subheader("Model and data", anchor=False)
+            model = choose.choose_model(given, key)
+            dataset = choose.choose_dataset(given, key)
+        with st.container(border=True):
+            st.subheader("Budget", anchor=False)
+            budget = choose.choose_budget(given, key)
+        with st.container(border=True):
+            st.subheader("Method", anchor=False)
+            method = choose.choose_method(given, key, budgeted=budget is not None)
+        with st.container(border=True):
+            st.subheader("Training", anchor=False)
+            train = choose.choose_training(given, key)
+            seeds = st.number_input(
+                "Runs, each with its own seed", 1, MOST_SEEDS, 1, key=f"{key}-seeds",
+                help="One seed proves nothing: three or more show how much chance there is in a result.",
+            )  # fmt: skip
+        if model and dataset:
+            data = {"model": model, "dataset": dataset, "method": method, "budget": budget, "train": train}
+            spec = parse_spec({name: value for name, value in data.items() if value is not None})
+
+with right, st.container(border=True):
+    st.subheader("The plan", anchor=False)
+    if spec is None:
+        st.caption("It appears when model and data are chosen.")
+    else:
+        with shell.told(), st.spinner("Planning …"):
+            plan = plan_of(spec)
+            show_plan(plan)
+            difference(plan, seeds)
+            launch(plan, seeds)
+
+if spec is not None:
+    st.subheader("The data, as the model will see them", anchor=False)
+    with shell.told():
+        look(spec)
+    with st.expander("This spec, as YAML"):
+        st.code(spec.to_yaml(), language="yaml")

@@ -1,0 +1,137 @@
+"""Finished runs side by side: runs of one spec are one group, and its seeds speak for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from safetensors.numpy import load_file
+
+from engine.stats.intervals import Interval
+from engine.stats.verdict import Candidate, Verdict, verdict
+from engine.store.run_row import RunRow
+from pages.parts import feed, words
+from pages.parts.figures.comparison import Curve, Point
+from pages.parts.tables import method_title
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ by their seeds only.
+
+    Attributes:
+        label: distinct among the groups compared.
+        rows: its runs, by seed.
+    """
+
+    label: str
+    rows: tuple[RunRow, ...]
+
+    @property
+    def candidate(self) -> Candidate:
+        """Right or wrong per seed and test item, for the statistics."""
+        correct = {row.seed: _correct(row.id) for row in self.rows}
+        data = feed.StoredRun(self.rows[0].id).snapshot().metas.get("provenance", {}).get("data", {})
+        return Candidate(self.label, correct, str(data.get("sha256", self.rows[0].dataset)))
+
+
+def groups_of(rows: Sequence[RunRow]) -> list[Group]:
+    """Finished runs by spec, in order of method and size; equal labels are told apart by their hash."""
+    by_hash: dict[str, list[RunRow]] = {}
+    for row in rows:
+        by_hash.setdefault(row.spec_hash, []).append(row)
+    names = {key: f"{method_title(found[0].method)} {_count(found[0])}" for key, found in by_hash.items()}
+    often = Counter(names.values())
+    groups = [
+        Group(
+            names[key] if often[names[key]] == 1 else f"{names[key]} ({key[:4]})",
+            tuple(sorted({row.seed: row for row in found}.values(), key=lambda row: row.seed)),
+        )
+        for key, found in by_hash.items()
+    ]
+    return sorted(groups, key=lambda group: (group.rows[0].method, _count(group.rows[0]), group.label))
+
+
+def _count(row: RunRow) -> str:
+    return words.count(row.plan["params"]["method"])
+
+
+@st.cache_resource(max_entries=256, show_spinner=False)
+def _correct(run_id: str) -> np.ndarray:
+    """Which test items a finished run got right: bool (n,)."""
+    saved = load_file(feed.runs().folder(run_id).result / "test.safetensors")
+    return np.asarray(saved["logits"].argmax(axis=1) == saved["labels"])
+
+
+def table(groups: Sequence[Group]) -> pd.DataFrame:
+    """One line per group."""
+    return pd.DataFrame([_line(group) for group in groups])
+
+
+def _line(group: Group) -> dict[str, object]:
+    interval = group.candidate.interval
+    summaries = [row.summary or {} for row in group.rows]
+    params = group.rows[0].plan["params"]
+    return {
+        "Method": group.label,
+        "Seeds": len(group.rows),
+        "Trained": params["method"],
+        "Head": params["head"],
+        "Test accuracy": interval.estimate,
+        "Interval": _ends(interval),
+        "Learning rate": group.rows[0].spec["train"]["lr"],
+        "Time": float(np.mean([s["seconds"] for s in summaries])),
+        "Peak memory": max(s["peak_memory_bytes"] for s in summaries) / 2**20,
+        "On disk": max(s["bytes_on_disk"] for s in summaries) / 1024,
+    }
+
+
+def _ends(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return "unknown"
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}, over {interval.n:,} {interval.over}"
+
+
+def curves(groups: Sequence[Group]) -> list[Curve]:
+    """The recorded scalars of every run."""
+    return [
+        Curve(
+            group.label if len(group.rows) == 1 else f"{group.label}, seed {row.seed}",
+            row.method,
+            feed.StoredRun(row.id).snapshot().scalars,
+        )
+        for group in groups
+        for row in group.rows
+    ]
+
+
+def points(groups: Sequence[Group]) -> list[Point]:
+    """Accuracy against trained parameters, per group."""
+    found = []
+    for group in groups:
+        interval, row = group.candidate.interval, group.rows[0]
+        found.append(
+            Point(
+                group.label, row.method, row.plan["params"]["method"], interval.estimate, interval.low, interval.high
+            )
+        )
+    return found
+
+
+def verdict_of(groups: Sequence[Group]) -> Verdict:
+    """What can be concluded from these runs."""
+    return verdict([group.candidate for group in groups])
+
+
+def majority(groups: Sequence[Group]) -> float | None:
+    """The largest class's share, when all runs were measured on the same data."""
+    found = {
+        feed.StoredRun(row.id).snapshot().metas.get("baseline", {}).get("majority")
+        for group in groups
+        for row in group.rows
+    }
+    return next(iter(found)) if len(found) == 1 else None

@@ -1,0 +1,119 @@
+"""Magnitude and direction: how far each weight matrix has moved from where it began."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from pages.parts.figures.chart import Chart, Series
+from pages.parts.figures.grid import Cell, Grid, ceiling, percent
+from pages.parts.figures.layers import ROLE_NAMES, Row, sections, title_of
+from pages.parts.figures.palette import Style, Theme, scale
+
+Measure = Literal["relative", "magnitude", "direction"]
+_TITLES = {
+    "relative": "Relative change of each matrix, |W − W₀| / |W₀|",
+    "magnitude": "Change of magnitude, mean over a matrix's rows",
+    "direction": "Change of direction, mean of 1 − cos over a matrix's rows",
+}
+_MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "circle")
+
+
+def scatter_chart(
+    matrices: Sequence[Row], magnitude: np.ndarray, direction: np.ndarray, layers: int, step: int, theme: Theme
+) -> Chart:
+    """Change of direction across, change of magnitude up; one point per matrix, its shape the role, its colour depth."""
+    colours = scale(theme)
+    roles = list(dict.fromkeys(row["role"] for row in matrices))
+    series = []
+    for place, role in enumerate(roles):
+        mine = [i for i, row in enumerate(matrices) if row["role"] == role]
+        # Of the sequential scale the middle is legible on both backgrounds.
+        tone = colours[2 + round(6 * place / max(1, len(roles) - 1))]
+        series.append(
+            Series(
+                ROLE_NAMES.get(role, role),
+                direction[mine],
+                magnitude[mine],
+                tone,
+                "points",
+                marker=_MARKERS[place % len(_MARKERS)],
+                labels=tuple(title_of(matrices[i], layers) for i in mine),
+            )
+        )
+    return Chart(
+        name="magnitude-direction",
+        title=f"Change of magnitude against change of direction, after step {step:,}",
+        x="change of direction (mean of 1 − cos)",
+        y="change of magnitude (mean of | |w| − |w₀| |)",
+        alt=correlation_sentence(magnitude, direction),
+        series=tuple(series),
+        height=360,
+    )
+
+
+def correlation_sentence(magnitude: np.ndarray, direction: np.ndarray) -> str:
+    """How magnitude and direction go together over the matrices, as Pearson's r."""
+    if len(magnitude) < 3 or np.ptp(magnitude) == 0 or np.ptp(direction) == 0:
+        return "Too few matrices have moved to say how magnitude and direction go together."
+    r = float(np.corrcoef(magnitude, direction)[0, 1])
+    trend = "grow together" if r > 0.3 else "go against each other" if r < -0.3 else "are hardly related"
+    return f"Magnitude and direction {trend} over {len(magnitude)} matrices: r = {r:+.2f}."
+
+
+def change_grid(matrices: Sequence[Row], values: np.ndarray, measure: Measure, layers: int, step: int) -> Grid:
+    """One measure of change per matrix, layers by roles."""
+    titles = [title_of(row, layers) for row in matrices]
+    write = percent if measure == "relative" else _short
+
+    def cell(i: int, row: int, column: int) -> Cell:
+        text = write(float(values[i]))
+        return Cell(row, column, float(values[i]), text, f"{titles[i]}\n{measure} change {text}\n{matrices[i]['name']}")
+
+    top = int(np.argmax(values)) if len(values) else 0
+    return Grid(
+        name=f"change-{measure}",
+        title=f"{_TITLES[measure]}, after step {step:,}",
+        alt=f"Largest: {titles[top]} {write(float(values[top]))}." if len(values) else "No matrix is measured.",
+        high=ceiling(float(values.max(initial=0))),
+        unit=f"{measure} change",
+        tick=write,
+        sections=sections(matrices, layers, cell),
+        table=pd.DataFrame({"matrix": [row["name"] for row in matrices], "where": titles, measure: values}),
+    )
+
+
+def path_chart(
+    steps: np.ndarray, magnitude: np.ndarray, direction: np.ndarray, total_steps: int, style: Style
+) -> Chart:
+    """Mean change over all matrices against steps; both as shares of their last value, which share one axis.
+
+    Args:
+        steps: (F,).
+        magnitude, direction: float (F, M).
+        total_steps: end of the axis.
+        style: the method's.
+    """
+    m, d = magnitude.mean(axis=1), direction.mean(axis=1)
+    return Chart(
+        name="change-path",
+        title="Mean change over the steps, each relative to its last value",
+        x="step",
+        y="share of the last value",
+        alt=f"Last: magnitude {m[-1]:.3g}, direction {d[-1]:.3g}." if len(m) else "No change measured yet.",
+        series=(
+            Series(f"magnitude (last {m[-1]:.3g})", steps, m / (m[-1] or 1), style.colour),
+            Series(f"direction (last {d[-1]:.3g})", steps, d / (d[-1] or 1), style.colour, dash=(6, 3)),
+        ),
+        x_range=(0, total_steps),
+        y_format=".0%",
+    )
+
+
+def _short(value: float) -> str:
+    if value == 0:
+        return "0"
+    return f"{value:.3f}" if value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")

@@ -1,0 +1,128 @@
+"""One description of a line or point chart, drawn live by Vega-Lite and paused by Plotly with the same data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+Kind = Literal["line", "points", "level", "moment"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Numbers that share a name, a colour and a way of drawing.
+
+    Attributes:
+        name: as in the legend.
+        x, y: one value per point. A ``level`` is a horizontal guide (one `y`), a ``moment`` a
+            vertical one (one `x`).
+        colour: ``#rrggbb``.
+        kind: how it is drawn.
+        dash: line pattern in pixels; empty for solid.
+        marker: shape of the points, in Vega's names; a line without one is drawn without points.
+        faint: drawn in the background, for raw values behind their mean.
+        low, high: ends of an interval around each `y`.
+        labels: a text per point, shown on hover.
+    """
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    colour: str
+    kind: Kind = "line"
+    dash: tuple[int, ...] = ()
+    marker: str = ""
+    faint: bool = False
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "x", np.atleast_1d(np.asarray(self.x, dtype=float)))
+        object.__setattr__(self, "y", np.atleast_1d(np.asarray(self.y, dtype=float)))
+
+    @property
+    def present(self) -> bool:
+        """Whether there is at least one finite point to draw."""
+        shown = self.x if self.kind == "moment" else self.y
+        return bool(np.isfinite(shown).any())
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with axes.
+
+    Attributes:
+        name: stem of exported files and of widget keys.
+        title: what it shows.
+        x, y: axis titles with units; `y` says which direction is better where there is one.
+        series: what is drawn, back to front.
+        alt: the takeaway in words, for readers who do not see the picture.
+        x_range: fixed ends of the x axis, so that a live chart fills instead of rescaling.
+        y_range: fixed ends of the y axis.
+        log_x, log_y: logarithmic axes.
+        y_format: number format of the y axis (d3), for example ``"%"``.
+    """
+
+    name: str
+    title: str
+    x: str
+    y: str
+    series: tuple[Series, ...]
+    alt: str
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    log_x: bool = False
+    log_y: bool = False
+    y_format: str = ""
+    height: int = 280
+
+    @property
+    def shown(self) -> tuple[Series, ...]:
+        """The series that have something to draw."""
+        return tuple(series for series in self.series if series.present)
+
+    def table(self) -> pd.DataFrame:
+        """Every drawn number as rows: series, kind, x, y, low, high, label."""
+        parts = []
+        for series in self.shown:
+            length = max(len(series.x), len(series.y))
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "series": series.name,
+                        "kind": series.kind,
+                        "x": np.resize(series.x, length) if series.kind != "level" else np.nan,
+                        "y": np.resize(series.y, length) if series.kind != "moment" else np.nan,
+                        "low": np.nan if series.low is None else series.low,
+                        "high": np.nan if series.high is None else series.high,
+                        "label": list(series.labels) or "",
+                    }
+                )
+            )
+        columns = ["series", "kind", "x", "y", "low", "high", "label"]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+    def data(self) -> pd.DataFrame:
+        """The table for readers: guides last, empty columns left out, axes named."""
+        table = self.table().drop(columns="kind")
+        used = [c for c in table if c in ("series", "x", "y") or table[c].replace("", np.nan).notna().any()]
+        return table[used].rename(columns={"x": self.x, "y": self.y})
+
+
+def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
+    """Exponential moving average without the bias of its start (as TensorBoard draws it).
+
+    Args:
+        values: the raw series.
+        weight: from 0 (no smoothing) to below 1.
+    """
+    total, norm, result = 0.0, 0.0, np.empty(len(values))
+    for place, value in enumerate(values):
+        total = weight * total + (1 - weight) * value
+        norm = weight * norm + (1 - weight)
+        result[place] = total / norm
+    return result

@@ -1,0 +1,77 @@
+"""A Chart as a Plotly figure: for paused and finished views, with hover, zoom and selection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import plotly.graph_objects as go
+
+from pages.parts.figures.chart import Chart, Series
+
+
+def plotly_figure(chart: Chart) -> go.Figure:
+    """The figure of a chart, with the same colours, dashes and markers as the live spec."""
+    figure = go.Figure()
+    for series in chart.shown:
+        if series.kind == "level":
+            figure.add_hline(
+                y=float(series.y[0]),
+                line=_line(series),
+                annotation={"text": series.name, "font": {"color": series.colour, "size": 12}},
+                annotation_position="bottom right",
+            )
+        elif series.kind == "moment":
+            figure.add_vline(x=float(series.x[0]), line=_line(series))
+        else:
+            figure.add_trace(_trace(chart, series))
+    figure.update_layout(
+        height=chart.height + 70,
+        margin={"l": 8, "r": 8, "t": 36, "b": 8},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        hovermode="closest" if all(s.kind == "points" for s in chart.shown) else "x unified",
+        showlegend=True,
+    )
+    figure.update_xaxes(title=chart.x, **_axis(chart.x_range, chart.log_x))
+    figure.update_yaxes(title=chart.y, tickformat=chart.y_format or None, **_axis(chart.y_range, chart.log_y))
+    return figure
+
+
+def _trace(chart: Chart, series: Series) -> go.Scatter:
+    value = f"%{{y:{chart.y_format or '.5~g'}}}"
+    label = "<b>%{text}</b><br>" if series.labels else ""
+    interval: dict[str, Any] = {}
+    if series.low is not None and series.high is not None:
+        interval["error_y"] = {
+            "array": series.high - series.y,
+            "arrayminus": series.y - series.low,
+            "thickness": 2,
+            "width": 4,
+        }
+    return go.Scatter(
+        x=series.x,
+        y=series.y,
+        name=series.name,
+        mode="markers" if series.kind == "points" else "lines+markers" if series.marker else "lines",
+        line=_line(series) if series.kind == "line" else None,
+        marker={"color": series.colour, "symbol": series.marker or "circle", "size": 10 if series.kind == "points" else 7},
+        opacity=0.35 if series.faint else 1.0,
+        # Labels come from the engine's own names; Plotly reads a subset of HTML in any text.
+        text=[_plain(label) for label in series.labels] or None,
+        hovertemplate=f"{label}{value}" + (f" at %{{x:,}}<extra>{_plain(series.name)}</extra>" if label else ""),
+        hoverinfo="skip" if series.faint else None,
+        **interval,
+    )
+
+
+def _line(series: Series) -> dict[str, Any]:
+    dash = ",".join(f"{part}px" for part in series.dash) or "solid"
+    return {"color": series.colour, "dash": dash, "width": 2}
+
+
+def _axis(ends: tuple[float, float] | None, log: bool) -> dict[str, Any]:
+    axis: dict[str, Any] = {"type": "log"} if log else {}
+    return axis | ({"range": list(ends)} if ends and not log else {})
+
+
+def _plain(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

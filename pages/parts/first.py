@@ -1,0 +1,37 @@
+"""The first example: the spec behind the start page's one button."""
+
+from __future__ import annotations
+
+from engine import settings
+from engine.jobs import client
+from engine.plan import make_plan
+from engine.spec import RunSpec, read_spec
+from pages.parts import words
+from pages.parts.tables import method_title
+
+SPEC = settings.ASSETS / "presets" / "first.yaml"
+
+
+def spec() -> RunSpec:
+    """What the first example runs."""
+    return read_spec(SPEC)
+
+
+def describe() -> str:
+    """The example in one line."""
+    asked = spec()
+    budget = f" with {words.count(asked.budget.params)} parameters" if asked.budget and asked.budget.params else ""
+    return (
+        f"{method_title(asked.method.name)}{budget} on {asked.dataset.source}, {asked.train.steps} steps "
+        f"with {asked.model}: about a minute on two cores."
+    )
+
+
+def launch(owner: str) -> str:
+    """Queue it and return the run's id.
+
+    Raises:
+        EngineError: when it cannot be planned or queued.
+    """
+    plan = make_plan(spec())
+    return client.submit(settings.home(), plan.spec, plan.to_json(), owner=owner)

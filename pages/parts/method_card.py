@@ -1,0 +1,104 @@
+"""One method in words, formula and settings, as it declares itself."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from engine.methods.contract import Method
+from pages.parts import shell
+from pages.parts.choose import FAMILIES, summary_of
+from pages.parts.forms import fields_of
+
+
+def overview(known: Sequence[type[Method]]) -> None:
+    """All methods in one table."""
+    rows = [
+        {
+            "Method": method.title,
+            "Family": FAMILIES[method.family],
+            "Year": str(method.paper.year),
+            "In one sentence": summary_of(method),
+            "Paper": method.paper.url,
+        }
+        for method in known
+    ]
+    st.dataframe(
+        pd.DataFrame(rows), hide_index=True, alt="All methods", row_height=44,
+        column_config={
+            "Paper": st.column_config.LinkColumn(display_text="read", width="small"),
+            "In one sentence": st.column_config.TextColumn(width="large"),
+            "Year": st.column_config.TextColumn(width="small"),
+        },
+    )  # fmt: skip
+
+
+def card(method: type[Method]) -> None:
+    """The method's card."""
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        st.header(method.title, anchor=False)
+        st.caption(FAMILIES[method.family])
+        st.markdown(_lowered(inspect.cleandoc(method.__doc__ or "")))
+        if method.notes:
+            with st.expander("Where sources differ, and how parameters are counted"):
+                st.markdown(method.notes)
+    with right, st.container(border=True):
+        st.latex(method.formula)
+        for symbol, meaning in method.symbols.items():
+            st.markdown(f"${symbol}$ — {meaning}")
+        paper = method.paper
+        st.markdown(f"[{paper.title}]({paper.url})")
+        st.caption(f"{paper.authors}. {paper.venue}.")
+        st.metric("Default learning rate", f"{method.lr.value:g}")
+        st.caption(method.lr.tuned)
+        st.caption("Exports: " + ", ".join(method.export_formats))
+        shell.link("launch", "Launch a run with it", icon=":material/rocket_launch:", method=method.name)
+    _settings(method)
+
+
+def _settings(method: type[Method]) -> None:
+    fields = fields_of(method.Config)
+    if not fields:
+        return
+    st.subheader("Settings", anchor=False)
+    rows = [
+        {
+            "Setting": name,
+            "Title": field.get("title", name),
+            "Default": _default(field.get("default")),
+            "Allowed": _bounds(field),
+            "What it does": field.get("description", ""),
+            "Source of the default": field.get("source", ""),
+        }
+        for name, field in fields.items()
+    ]
+    st.dataframe(
+        pd.DataFrame(rows), hide_index=True, alt=f"Settings of {method.title}",
+        column_config={"What it does": st.column_config.TextColumn(width="large")},
+    )  # fmt: skip
+
+
+def _default(value: object) -> str:
+    if value is None:
+        return "automatic"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _bounds(field: dict[str, object]) -> str:
+    items = field.get("items")
+    choices = field.get("enum") or (items.get("enum") if isinstance(items, dict) else None)
+    if isinstance(choices, list):
+        return ", ".join(map(str, choices))
+    low = field.get("minimum", field.get("exclusiveMinimum"))
+    high = field.get("maximum", field.get("exclusiveMaximum"))
+    ends = [f"from {low:g}" if isinstance(low, int | float) else "", f"to {high:g}" if isinstance(high, int | float) else ""]
+    return " ".join(end for end in ends if end)
+
+
+def _lowered(text: str) -> str:
+    """The text with its headings two levels smaller than the card's own."""
+    return text.replace("\n### ", "\n##### ")

@@ -1,0 +1,94 @@
+"""Puts figures on a page: live by Vega-Lite, paused by Plotly, heat maps by the canvas component.
+
+Each figure has its title, its takeaway in words, and below it the picture as PNG, its numbers as
+CSV, and the same numbers as a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from engine.settings import ASSETS
+from pages.parts.figures.chart import Chart
+from pages.parts.figures.grid import Grid
+from pages.parts.figures.palette import Theme
+from pages.parts.figures.plotly import plotly_figure
+from pages.parts.figures.vega import vega_spec
+
+_HEAT = st.components.v2.component(
+    "peftscope_heat",
+    html='<div class="heat">\n<canvas role="img" tabindex="0"></canvas><div class="tip"></div>\n</div>',
+    css=(ASSETS / "heat.css").read_text(encoding="utf-8"),
+    js=(ASSETS / "heat.js").read_text(encoding="utf-8"),
+)
+_SAVE = st.components.v2.component(
+    "peftscope_save",
+    html='<button type="button">\nPNG\n</button>',
+    css=(ASSETS / "save.css").read_text(encoding="utf-8"),
+    js=(ASSETS / "save.js").read_text(encoding="utf-8"),
+)
+
+
+def theme() -> Theme:
+    """The theme that this browser shows."""
+    return "dark" if st.context.theme.type == "dark" else "light"
+
+
+def draw_chart(chart: Chart, *, live: bool, key: str) -> None:
+    """Draw a chart with its exports.
+
+    Args:
+        chart: what to draw.
+        live: whether it is about to change: then nothing is rebuilt in the browser at an update.
+        key: distinguishes figures of one name on a page.
+    """
+    place = f"figure-{key}-{chart.name}"
+    with st.container(key=place, gap="small"):
+        st.markdown(f"**{chart.title}**")
+        if live:
+            st.vega_lite_chart(chart.table(), vega_spec(chart), key=f"{place}-live", alt=chart.alt)
+        else:
+            st.plotly_chart(
+                plotly_figure(chart), key=f"{place}-still", alt=chart.alt, config={"displaylogo": False}
+            )
+        _below(chart, place)
+
+
+def draw_grid(grid: Grid, *, key: str, selected: str = "", on_pick: Callable[[str], None] | None = None) -> None:
+    """Draw a heat map with its exports; `on_pick` is told the id of a cell that is clicked."""
+    place = f"figure-{key}-{grid.name}"
+    widget = f"{place}-heat"
+
+    def picked() -> None:
+        choice = st.session_state[widget].picked
+        if on_pick and choice:
+            on_pick(choice)
+
+    with st.container(key=place, gap="small"):
+        st.markdown(f"**{grid.title}**")
+        _HEAT(key=widget, data=grid.payload(theme(), selected), on_picked_change=picked)
+        _below(grid, place)
+
+
+def _below(figure: Chart | Grid, place: str) -> None:
+    """The takeaway in words, and the exports."""
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.caption(figure.alt, width="stretch")
+        with st.container(horizontal=True, width="content", gap="xsmall"):
+            _SAVE(
+                key=f"{place}-png", data={"target": place, "name": figure.name, "title": figure.title}, width="content"
+            )
+            st.download_button(
+                "CSV",
+                data=lambda: figure.data().to_csv(index=False).encode(),
+                file_name=f"{figure.name}.csv",
+                mime="text/csv",
+                key=f"{place}-csv",
+                on_click="ignore",
+                help=f"The numbers of “{figure.title}”",
+            )
+            table = st.popover("Table", key=f"{place}-table", on_change="rerun")
+            if table.open:
+                table.dataframe(figure.data(), hide_index=True, alt=figure.alt, height=320)

@@ -1,0 +1,61 @@
+"""Tables of runs, the same on every page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from engine.methods.registry import methods
+from engine.store.run_row import RunRow
+from pages.parts import words
+
+
+def method_title(name: str) -> str:
+    """A method's title; its name when it is no longer known."""
+    known = methods()
+    return known[name].title if name in known else name
+
+
+def label_of(row: RunRow) -> str:
+    """A run in a few words, distinct by the letters at the end of its id."""
+    return f"{method_title(row.method)} · {words.count(row.plan['params']['method'])} · seed {row.seed} · {row.id[-4:]}"
+
+
+def runs_frame(rows: Sequence[RunRow]) -> pd.DataFrame:
+    """One line per run."""
+    return pd.DataFrame(
+        {
+            "Method": [method_title(row.method) for row in rows],
+            "State": [row.state for row in rows],
+            "Progress": [row.step / row.steps if row.steps else 0.0 for row in rows],
+            "Trains": [row.plan["params"]["method"] for row in rows],
+            "Test accuracy": [(row.summary or {}).get("accuracy", {}).get("test") for row in rows],
+            "Seed": [row.seed for row in rows],
+            "Dataset": [row.dataset for row in rows],
+            "Model": [row.model for row in rows],
+            "When": [words.ago(row.created) for row in rows],
+            "Run": [row.id for row in rows],
+        }
+    )
+
+
+def runs_table(rows: Sequence[RunRow], *, key: str, several: bool = False, height: int | str = "content") -> list[str]:
+    """A table of runs to choose from; returns the ids of the chosen ones."""
+    columns = {
+        "Progress": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1, width="small"),
+        "Trains": st.column_config.NumberColumn(format="localized", help="Parameters trained by the method, head apart"),
+        "Test accuracy": st.column_config.NumberColumn(format="percent"),
+    }
+    event = st.dataframe(
+        runs_frame(rows),
+        key=key,
+        hide_index=True,
+        column_config=columns,
+        on_select="rerun",
+        selection_mode="multi-row" if several else "single-row",
+        height=height,
+        alt=f"{len(rows)} runs",
+    )
+    return [rows[place].id for place in event.selection.rows if place < len(rows)]

@@ -1,0 +1,71 @@
+"""One run: its phase and progress, the views inside the model, and what came of it."""
+
+import functools
+
+import streamlit as st
+
+from engine.errors import EngineError
+from pages.parts import feed, run_head, shell, taking
+from pages.parts.panel import watch
+from pages.parts.results import recipe, summary_metrics, test_results
+from pages.parts.tables import runs_table
+from pages.parts.views import DRAWN, Subject, views_of
+
+shell.enter()
+
+run_id = st.query_params.get("run", "")
+if not run_id:
+    st.title("Runs", anchor=False)
+    rows = feed.listed()
+    if not rows:
+        st.caption("There is no run yet.")
+        shell.link("launch", "Launch one", icon=":material/rocket_launch:")
+        st.stop()
+    st.caption("Choose a run to open it.")
+    if chosen := runs_table(rows, key="all-runs", height=620):
+        shell.go("run", run=chosen[0])
+    st.stop()
+
+try:
+    row = feed.row(run_id)
+except EngineError as error:
+    shell.show_error(error)
+    shell.link("run", "All runs", icon=":material/list:")
+    st.stop()
+
+record = feed.StoredRun(row.id)
+snapshot = record.snapshot()
+run_head.head(row, snapshot)
+if row.summary:
+    summary_metrics(row.summary)
+
+titles = views_of(row.method, set(snapshot.frames))
+if row.state == "finished":
+    titles |= {"result": "Test result"}
+titles |= {"recipe": "Spec and downloads"}
+view = st.segmented_control(
+    "View", list(titles), format_func=titles.get, default="overview", required=True, key="view",
+    bind="query-params", label_visibility="collapsed",
+)  # fmt: skip
+
+if view == "result":
+    test_results(snapshot.metas["test"], key=row.id)
+elif view == "recipe":
+    recipe(row)
+    taking.downloads(row)
+    taking.provenance(snapshot)
+else:
+    picked, pick = run_head.picker("tensor")
+
+    def body(moment):
+        tensor = st.query_params.get("tensor", picked)
+        DRAWN[view](moment, Subject(row.id, row.method, row.plan, row.is_over, tensor, pick))
+
+    watch(
+        record,
+        body,
+        total=row.steps,
+        state_now=lambda: feed.row(run_id).state,
+        start=run_head.starts(row),
+        head=None if row.is_over else functools.partial(run_head.standing, run_id),
+    )

@@ -1,0 +1,147 @@
+"""Engines that are started twice, killed, idle, outdated or broken."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from engine.errors import EngineError
+from engine.jobs import client
+from engine.jobs.backends.local import environment
+from engine.jobs.process import Identity, is_alive
+from engine.jobs.serve import serve, start_engine
+from engine.settings import PROJECT
+from tests.jobs.conftest import Lab, until
+from tests.jobs.standin import counted
+
+
+def test_of_two_engines_started_at_once_one_stays(own_lab: Lab) -> None:
+    started = [start_engine(own_lab.home, own_lab.options) for _ in range(3)]
+    state = own_lab.start()
+    until(lambda: sum(is_alive(identity) for identity in started) == 1)
+    assert [identity.pid for identity in started if is_alive(identity)] == [state.pid]
+    assert own_lab.start().pid == state.pid
+    assert serve(own_lab.home, own_lab.options) is False
+    assert own_lab.over(own_lab.submit(steps=2)).state == "finished"
+
+
+def test_a_run_outlives_its_engine_and_the_next_one_takes_it_up(own_lab: Lab) -> None:
+    first = own_lab.start()
+    run_id = own_lab.submit(steps=300, pause=0.01)
+    worker = own_lab.at_step(run_id, 10).worker
+    os.kill(first.pid, signal.SIGKILL)
+    until(lambda: not is_alive(first.identity))
+    later = own_lab.at_step(run_id, own_lab.runs.get(run_id).step + 20)
+    assert later.state == "active", "the worker goes on alone"
+    second = own_lab.start()
+    assert second.pid != first.pid
+    row = own_lab.over(run_id)
+    assert (row.state, row.attempts, row.worker) == ("finished", 1, worker)
+    assert counted(own_lab.runs, run_id) == list(range(1, 301))
+    next_row = own_lab.over(own_lab.submit(steps=2))
+    assert next_row.worker == worker, "the warm worker was taken over too"
+
+
+def test_a_run_whose_worker_died_with_the_engine_is_continued_by_the_next(own_lab: Lab) -> None:
+    first = own_lab.start()
+    run_id = own_lab.submit(steps=120, pause=0.01)
+    worker = own_lab.at_step(run_id, 30).worker
+    assert worker is not None
+    os.kill(first.pid, signal.SIGKILL)
+    os.killpg(worker["pid"], signal.SIGKILL)
+    until(lambda: not is_alive(first.identity))
+    own_lab.start()
+    row = own_lab.over(run_id)
+    assert (row.state, row.losses) == ("finished", 1)
+    assert counted(own_lab.runs, run_id) == list(range(1, 121))
+
+
+def test_an_idle_engine_leaves_with_its_workers_and_comes_back_for_work(own_lab: Lab) -> None:
+    lab = Lab(own_lab.home, replace(own_lab.options, idle_seconds=1.0))
+    run_id = lab.submit(steps=2)
+    first = lab.start()
+    worker = lab.over(run_id).worker
+    assert worker is not None
+    until(lambda: not is_alive(first.identity))
+    assert client.engine_state(lab.home) is None
+    until(lambda: not is_alive(Identity(worker["pid"], worker["created"])))
+    assert lab.over(lab.submit(steps=2)).state == "finished"
+
+
+def test_an_engine_starts_anew_when_code_has_changed_but_never_under_a_run(own_lab: Lab) -> None:
+    first = own_lab.start()
+    run_id = own_lab.submit(steps=250, pause=0.02)
+    own_lab.at_step(run_id, 3)
+    (own_lab.options.code / "some.py").touch()
+    (own_lab.options.code / "other.txt").write_text("no code")
+    time.sleep(2.5)
+    waiting = own_lab.submit(steps=2)
+    (own_lab.options.code / "some.py").write_text("2\n")
+    row = own_lab.over(run_id)
+    assert (row.state, row.attempts) == ("finished", 1)
+    after = own_lab.over(waiting)
+    assert after.state == "finished"
+    state = client.engine_state(own_lab.home)
+    assert state is not None
+    assert state.pid != first.pid
+    assert state.revision != first.revision
+    assert after.worker is not None
+    assert row.worker is not None
+    assert after.worker["name"] != row.worker["name"]
+
+
+def test_workers_that_cannot_start_fail_the_run_with_their_last_words(own_lab: Lab) -> None:
+    lab = Lab(own_lab.home, replace(own_lab.options, runner="tests.jobs.nowhere:run_job"))
+    row = lab.over(lab.submit())
+    assert row.state == "failed"
+    assert "No module named 'tests.jobs.nowhere'" in (row.error or "")
+
+
+def test_two_slots_run_two_runs_at_once(two_slots: Lab) -> None:
+    first, second = (two_slots.submit(steps=100_000, pause=0.01) for _ in range(2))
+    assert {two_slots.at_step(run_id, 1).slot for run_id in (first, second)} == {"cpu:0", "cpu:1"}
+    for run_id in (first, second):
+        client.stop(two_slots.home, run_id, "discard", "ada")
+        assert two_slots.over(run_id).state == "stopped"
+
+
+def test_an_engine_that_cannot_start_says_why(own_lab: Lab) -> None:
+    own_lab.home.mkdir()
+    (own_lab.home / "engine.db").write_bytes(b"no database" * 100)
+    with pytest.raises(EngineError, match="damaged"):
+        client.ensure_running(own_lab.home, own_lab.options, wait=5)
+
+
+FOREGROUND = """
+import sys
+from pathlib import Path
+from engine.jobs.foreground import run_here
+spec = {"method": {"name": "full", "pause": 0.01}, "train": {"steps": int(sys.argv[2]), "device": "cpu"}}
+row = run_here(Path(sys.argv[1]), spec, {}, owner="ada", runner="tests.jobs.standin:run_job")
+print(row.state, row.step)
+"""
+
+
+def foreground(lab: Lab, steps: int) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", FOREGROUND, str(lab.home), str(steps)]
+    env = {**os.environ, **environment(lab.home)}
+    return subprocess.Popen(words, cwd=PROJECT, env=env, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_run_in_the_foreground_needs_no_engine(own_lab: Lab) -> None:
+    out, _ = foreground(own_lab, 5).communicate(timeout=60)
+    assert out.splitlines()[-1] == "finished 5"
+    assert client.engine_state(own_lab.home) is None
+
+
+def test_ctrl_c_in_the_foreground_keeps_the_checkpoint(own_lab: Lab) -> None:
+    process = foreground(own_lab, 100_000)
+    run_id = until(lambda: next((row.id for row in own_lab.runs.list() if row.step >= 5), None))
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert out.splitlines()[-1].startswith("stopped")
+    assert own_lab.runs.folder(run_id).checkpoint.exists()

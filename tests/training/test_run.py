@@ -1,0 +1,168 @@
+"""Whole runs on a small model: results, determinism, resume, stop, divergence."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.errors import EngineError
+from engine.plan import make_plan
+from engine.spec import parse_spec
+from engine.store.run_reader import RunReader
+from engine.store.runs import Runs
+from engine.training.build import Caches
+from engine.training.loop import Loop
+from engine.training.run import run_job
+from tests.small import spec_data
+
+COSTS = ("cost/", "step/seconds")
+
+
+def submit(home: Path, data: dict[str, Any]) -> str:
+    """Plan and record a run as active, as a worker finds it."""
+    plan = make_plan(parse_spec(data))
+    runs = Runs(home)
+    run_id = runs.submit(plan.spec, plan.to_json(), owner="test", slot="here", worker={"pid": 0})
+    runs.close()
+    return run_id
+
+
+def series(home: Path, run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """All scalars of a run but time and memory, without thinning."""
+    with RunReader(Runs(home).folder(run_id).database) as reader:
+        found = reader.scalars(max_points=10**6)
+    return {
+        key: list(zip(steps.tolist(), values.tolist(), strict=True))
+        for key, (steps, values) in found.items()
+        if not key.startswith(COSTS)
+    }
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["full", "linear_probe", "bitfit", "fish", "pafi", "id3", "lora", "adalora", "dora"],
+)
+def test_every_method_runs_to_a_result(home: Path, small: Path, method: str) -> None:
+    settings: dict[str, Any] = {"name": method}
+    if method in ("fish", "pafi", "id3"):
+        settings["k"] = 500
+    run_id = submit(home, spec_data(small, settings, lr=0.01))
+    assert run_job(home, run_id, Caches()) == "finished", Runs(home).get(run_id).error
+    row = Runs(home).get(run_id)
+    assert row.summary is not None
+    assert row.summary["params"]["total"] == row.summary["params"]["method"] + row.summary["params"]["head"]
+    low, high = row.summary["accuracy"]["ci95"]
+    assert low <= row.summary["accuracy"]["test"] <= high
+    found = series(home, run_id)
+    assert [step for step, _ in found["train/loss"]] == list(range(1, 13))
+    assert found["validation/accuracy"][0][0] == 0
+    assert all(math.isfinite(value) for points in found.values() for _, value in points)
+    assert not Runs(home).folder(run_id).checkpoint.exists()
+    assert (Runs(home).folder(run_id).result / "trained.safetensors").is_file()
+
+
+def test_the_same_spec_gives_the_same_numbers_twice_in_a_warm_process(home: Path, small: Path) -> None:
+    caches = Caches()
+    runs = [submit(home, spec_data(small, {"name": "lora", "rank": 2}, lr=0.01)) for _ in range(2)]
+    between = submit(home, spec_data(small, "full", lr=0.01, seed=5))
+    for run_id in (runs[0], between, runs[1]):
+        assert run_job(home, run_id, caches) == "finished"
+    assert series(home, runs[0]) == series(home, runs[1])
+    assert series(home, runs[0]) != series(home, between)
+
+
+class StopAt:
+    """Asks to stop once so many steps are done."""
+
+    def __init__(self, runs: Runs, run_id: str, step: int, how: Literal["keep", "discard"]) -> None:
+        self.done = lambda: runs.get(run_id).step
+        self.step, self.how = step, how
+
+    def stop_requested(self) -> Literal["keep", "discard"] | None:
+        return self.how if self.done() >= self.step else None
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "full"},
+        {"name": "id3", "k": 300},
+        {"name": "fish", "k": 300},
+        {"name": "adalora"},
+        {"name": "id3", "k": 60, "on": {"name": "lora", "rank": 4}},
+    ],
+    ids=lambda method: f"{method['name']}{'-on' if 'on' in method else ''}",
+)
+def test_a_stopped_run_resumes_as_if_never_stopped(
+    home: Path, small: Path, method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = spec_data(small, method, lr=0.01, steps=20)
+    straight, stopped = submit(home, data), submit(home, data)
+    assert run_job(home, straight, Caches()) == "finished", Runs(home).get(straight).error
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
+        patch.setattr("engine.training.run.RowControl", lambda runs, run_id: StopAt(runs, run_id, 8, "keep"))
+        assert run_job(home, stopped, Caches()) == "stopped"
+    assert len(series(home, stopped)["train/loss"]) == 8
+    runs = Runs(home)
+    runs.resume(stopped, "test")
+    assert runs.claim(stopped, "here", {"pid": 0})
+    assert run_job(home, stopped, Caches()) == "finished", runs.get(stopped).error
+    assert series(home, stopped) == series(home, straight)
+    ours, theirs = ((runs.folder(run).result / "trained.safetensors") for run in (straight, stopped))
+    for key, tensor in load_file(theirs).items():
+        assert torch.equal(load_file(ours)[key], tensor), key
+
+
+def test_a_discarded_run_leaves_no_checkpoint(home: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = submit(home, spec_data(small, "bitfit", steps=50))
+    monkeypatch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("engine.training.run.RowControl", lambda runs, run_id: StopAt(runs, run_id, 3, "discard"))
+    assert run_job(home, run_id, Caches()) == "stopped"
+    assert not Runs(home).folder(run_id).checkpoint.exists()
+    assert series(home, run_id)["train/loss"]
+
+
+def test_a_hopeless_learning_rate_ends_as_diverged_with_its_history(home: Path, small: Path) -> None:
+    run_id = submit(home, spec_data(small, "full", lr=1000.0, steps=60))
+    assert run_job(home, run_id, Caches()) == "diverged"
+    row = Runs(home).get(run_id)
+    assert row.todo == "Lower the learning rate."
+    assert len(series(home, run_id)["train/loss"]) >= 1
+    assert (Runs(home).folder(run_id).checkpoint / "last.safetensors").is_file()
+
+
+def test_an_unexpected_error_is_told_in_plain_words(home: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(self: Loop, step: int) -> None:
+        raise MemoryError
+
+    run_id = submit(home, spec_data(small, "bitfit"))
+    monkeypatch.setattr(Loop, "_step", out_of_memory)
+    assert run_job(home, run_id, Caches()) == "failed"
+    assert Runs(home).get(run_id).error == "The device ran out of memory."
+
+
+def test_a_damaged_checkpoint_says_so(home: Path, small: Path) -> None:
+    run_id = submit(home, spec_data(small, "bitfit"))
+    folder = Runs(home).folder(run_id).checkpoint
+    folder.mkdir()
+    (folder / "last.safetensors").write_bytes(b"not a checkpoint")
+    assert run_job(home, run_id, Caches()) == "failed"
+    assert "damaged" in str(Runs(home).get(run_id).error)
+
+
+def test_a_budget_above_the_model_is_refused(home: Path, small: Path) -> None:
+    spec = parse_spec(spec_data(small, "id3") | {"budget": {"params": 10**9}})
+    with pytest.raises(EngineError, match="above the model"):
+        make_plan(spec)
+
+
+def test_resolving_a_resolved_spec_changes_nothing(home: Path, small: Path) -> None:
+    plan = make_plan(parse_spec(spec_data(small, "lora") | {"budget": {"params": 400}}))
+    assert make_plan(plan.spec).spec == plan.spec
+    assert plan.params.method <= 400
