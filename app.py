@@ -6,7 +6,7 @@ from engine.settings import ASSETS
 from pages.parts import shell
 
 st.set_page_config(page_title="PEFTscope", page_icon=str(ASSETS / "icon.svg"), layout="wide")
-st.logo(str(ASSETS / "logo.svg"), size="large", icon_image=str(ASSETS / "icon.svg"))
+st.logo(str(ASSETS / "logo.svg"), size="large")
 shell.settle()
 page = st.navigation(shell.pages(), position="top")
 st.session_state["shell"] = True

@@ -52,7 +52,7 @@ const channels = (hex) => [1, 3, 5].map((start) => parseInt(hex.slice(start, sta
 
 function position(value, scale) {
   const share = Math.min(1, Math.max(0, value / scale.high));
-  return scale.curve === "sqrt" ? Math.sqrt(share) : share;
+  return scale.curve === "log" ? Math.max(0, 1 + Math.log10(Math.max(share, 1e-9)) / 4) : share;
 }
 
 function mixed(colours, place) {
@@ -165,8 +165,12 @@ function drawCell(drawing, pen, box, value, text, theme) {
   const rgb = shown ? mixed(scale.colours, position(value, scale)) : channels(scale.empty);
   pen.fillStyle = css(rgb);
   pen.fillRect(box.x, box.y, Math.max(box.w, 1) + (box.joined ? 0.7 : 0), box.h);
-  pen.font = `${box.h >= 26 ? 12 : 11}px ${theme.font}`;
-  if (!text || box.h < 13 || pen.measureText(text).width > box.w - 4) return;
+  if (!text || box.h < 13) return;
+  const fits = [12, 11, 10].find((points) => {
+    pen.font = `${points}px ${theme.font}`;
+    return pen.measureText(text).width <= box.w - 3;
+  });
+  if (!fits) return;
   pen.fillStyle = inkOn(rgb);
   pen.textAlign = "center";
   pen.textBaseline = "middle";

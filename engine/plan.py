@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 
 from engine import estimate, settings
 from engine.devices import cpu_threads, resolve_device

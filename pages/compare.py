@@ -2,12 +2,18 @@
 
 import streamlit as st
 
-from pages.parts import compared, feed, shell
+from pages.parts import compared, feed, linked, shell
 from pages.parts.figures.comparison import overlay_chart, pareto_chart
 from pages.parts.picture import draw_chart, theme
 from pages.parts.tables import label_of
 
 shell.enter()
+
+CURVES = {
+    "validation/accuracy": "Validation accuracy",
+    "validation/loss": "Validation loss",
+    "train/loss": "Training loss",
+}
 
 st.title("Compare", anchor=False)
 finished = {row.id: row for row in feed.listed() if row.state == "finished"}
@@ -55,7 +61,7 @@ with shell.told():
             "Trained": st.column_config.NumberColumn(format="localized", help="By the method, head apart"),
             "Head": st.column_config.NumberColumn(format="localized"),
             "Test accuracy": st.column_config.NumberColumn(format="percent"),
-            "Interval": st.column_config.TextColumn("95 % interval", help="In per cent; over seeds, or over test items"),
+            "Interval": st.column_config.TextColumn("95 % interval", help="In per cent; over seeds or test items"),
             "Learning rate": st.column_config.NumberColumn(format="%.2g"),
             "Time": st.column_config.NumberColumn(format="%.1f s", help="Mean over the seeds"),
             "Peak memory": st.column_config.NumberColumn(format="%.0f MiB"),
@@ -63,14 +69,12 @@ with shell.told():
         },
     )  # fmt: skip
 
+    curve = linked.choice("curve", CURVES, "validation/accuracy", key="curve")
     left, right = st.columns(2, gap="large")
-    with left:
-        draw_chart(pareto_chart(compared.points(groups), theme()), live=False, key="compare")
     with right:
-        what = st.segmented_control(
-            "Curve", ["validation/accuracy", "validation/loss", "train/loss"], default="validation/accuracy",
-            required=True, key="curve", bind="query-params", label_visibility="collapsed",
-            format_func=lambda key: key.replace("/", " "),
-        )  # fmt: skip
-        overlay = overlay_chart(compared.curves(groups), what, theme(), compared.majority(groups))
+        draw_chart(pareto_chart(compared.points(groups), theme()), live=False, key="compare")
+    with left:
+        overlay = overlay_chart(
+            compared.curves(groups), curve or "validation/accuracy", theme(), compared.majority(groups)
+        )
         draw_chart(overlay, live=False, key="compare")

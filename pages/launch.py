@@ -18,28 +18,27 @@ key = f"launch-{like}"
 
 left, right = st.columns([3, 2], gap="large")
 spec = None
-with left:
-    with shell.told():
-        with st.container(border=True):
-            st.subheader("Model and data", anchor=False)
-            model = choose.choose_model(given, key)
-            dataset = choose.choose_dataset(given, key)
-        with st.container(border=True):
-            st.subheader("Budget", anchor=False)
-            budget = choose.choose_budget(given, key)
-        with st.container(border=True):
-            st.subheader("Method", anchor=False)
-            method = choose.choose_method(given, key, budgeted=budget is not None)
-        with st.container(border=True):
-            st.subheader("Training", anchor=False)
-            train = choose.choose_training(given, key)
-            seeds = st.number_input(
-                "Runs, each with its own seed", 1, MOST_SEEDS, 1, key=f"{key}-seeds",
-                help="One seed proves nothing: three or more show how much chance there is in a result.",
-            )  # fmt: skip
-        if model and dataset:
-            data = {"model": model, "dataset": dataset, "method": method, "budget": budget, "train": train}
-            spec = parse_spec({name: value for name, value in data.items() if value is not None})
+with left, shell.told():
+    with st.container(border=True):
+        st.subheader("Model and data", anchor=False)
+        model = choose.choose_model(given, key)
+        dataset = choose.choose_dataset(given, key)
+    with st.container(border=True):
+        st.subheader("Budget", anchor=False)
+        budget = choose.choose_budget(given, key)
+    with st.container(border=True):
+        st.subheader("Method", anchor=False)
+        method = choose.choose_method(given, key, budgeted=budget is not None)
+    with st.container(border=True):
+        st.subheader("Training", anchor=False)
+        train = choose.choose_training(given, key)
+        seeds = st.number_input(
+            "Runs, each with its own seed", 1, MOST_SEEDS, 1, key=f"{key}-seeds",
+            help="One seed proves nothing: three or more show how much chance there is in a result.",
+        )  # fmt: skip
+    if model and dataset:
+        data = {"model": model, "dataset": dataset, "method": method, "budget": budget, "train": train}
+        spec = parse_spec({name: value for name, value in data.items() if value is not None})
 
 with right, st.container(border=True):
     st.subheader("The plan", anchor=False)

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from engine.methods.registry import methods
-from pages.parts import shell
+from pages.parts import linked, shell
 from pages.parts.choose import FAMILIES
 from pages.parts.method_card import card, overview
 
@@ -12,12 +12,12 @@ shell.enter()
 st.title("Methods", anchor=False)
 known = methods()
 names = sorted(known, key=lambda name: (list(FAMILIES).index(known[name].family), known[name].paper.year))
-shown = st.pills(
-    "Method", names, format_func=lambda name: known[name].title, key="method", bind="query-params",
-    label_visibility="collapsed",
-)  # fmt: skip
+shown = linked.choice("method", {name: known[name].title for name in names}, None, key="shown-method", pills=True)
 if shown:
     card(known[shown])
 else:
-    st.caption("Choose a method to read about it.")
-    overview([known[name] for name in names])
+
+    def choose(name: str) -> None:
+        st.query_params["method"] = name
+
+    overview([known[name] for name in names], choose)

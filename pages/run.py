@@ -5,7 +5,7 @@ import functools
 import streamlit as st
 
 from engine.errors import EngineError
-from pages.parts import feed, run_head, shell, taking
+from pages.parts import feed, linked, run_head, shell, taking
 from pages.parts.panel import watch
 from pages.parts.results import recipe, summary_metrics, test_results
 from pages.parts.tables import runs_table
@@ -22,7 +22,7 @@ if not run_id:
         shell.link("launch", "Launch one", icon=":material/rocket_launch:")
         st.stop()
     st.caption("Choose a run to open it.")
-    if chosen := runs_table(rows, key="all-runs", height=620):
+    if chosen := runs_table(rows, key="all-runs"):
         shell.go("run", run=chosen[0])
     st.stop()
 
@@ -43,10 +43,7 @@ titles = views_of(row.method, set(snapshot.frames))
 if row.state == "finished":
     titles |= {"result": "Test result"}
 titles |= {"recipe": "Spec and downloads"}
-view = st.segmented_control(
-    "View", list(titles), format_func=titles.get, default="overview", required=True, key="view",
-    bind="query-params", label_visibility="collapsed",
-)  # fmt: skip
+view = linked.choice("view", titles, "overview", key=f"view-{row.id}")
 
 if view == "result":
     test_results(snapshot.metas["test"], key=row.id)

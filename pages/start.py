@@ -7,7 +7,7 @@ from engine.jobs import client
 from pages.parts import feed, first, shell, words
 from pages.parts.panel import watch
 from pages.parts.recorded import RecordedRun, recordings
-from pages.parts.tables import method_title, runs_table
+from pages.parts.tables import dataset_title, method_title, runs_table
 from pages.parts.views import Subject, overview
 
 shell.enter()
@@ -35,8 +35,8 @@ if found := recordings():
     run = record.run
     st.subheader("A recorded run", anchor=False)
     st.caption(
-        f"{method_title(run['method'])} on {run['dataset']} with {run['model']}: a real run, recorded as "
-        f"{run['id']}, played back without computing anything."
+        f"{method_title(run['method'])} on {dataset_title(run['dataset'])} with {run['model']}: a real run, "
+        f"recorded as {run['id']}, played back without computing anything."
     )
     subject = Subject("recorded", run["method"], record.plan, over=True)
     watch(

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from engine.bench.calibration import calibrate
-from engine.bench.jobs import METHODS, Case, plan_of, write_case, write_shared
+from engine.bench.jobs import METHODS, Case, plan_of, recipe_of, write_case, write_shared
 from engine.bench.pool import carry_out, shares
 from engine.devices import cpu_threads, cuda_devices
 from engine.errors import Diverged
 from engine.export.result_file import read_outcomes, read_result
-from engine.spec import DatasetChoice, MethodChoice, RunSpec, TrainSpec
 from engine.stats.intervals import mean_over_seeds, paired_difference
 from engine.stats.metrics import Outcomes
 from engine.stats.paired import mcnemar
@@ -64,8 +63,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--budget", type=int, default=COMMON_BUDGET, help="parameters; 0 for the methods' own settings")
     parser.add_argument("--lr", action="append", default=[], metavar="METHOD=VALUE")
-    parser.add_argument("--model", default="minilm-l6")
-    parser.add_argument("--dataset", default="rotten_tomatoes")
+    parser.add_argument(
+        "--spec", help="a run spec whose model, dataset and recipe are used instead of the embedded ones"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
     parser.add_argument("--workers", type=int, default=0, help="processes per side; 8 per GPU by default")
@@ -78,19 +78,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 def prepare(given: argparse.Namespace, folder: Path, workers: int) -> tuple[list[Case], dict[str, Any]]:
     """Plan every case and write what both sides are given."""
     rates = {name: float(value) for name, _, value in (item.partition("=") for item in given.lr)}
-    seeds = list(range(given.seeds))
-    base = RunSpec(
-        model=given.model,
-        dataset=DatasetChoice(source=given.dataset),
-        method=MethodChoice(name=given.methods[0]),
-        train=TrainSpec(
-            steps=given.steps,
-            batch_size=given.batch_size,
-            device=given.device,
-            precision=given.precision,
-            threads=max(1, cpu_threads() // workers),
-        ),
-    )
+    seeds = range(given.seeds)
+    base = recipe_of(given, max(1, cpu_threads() // workers))
     cases = [
         Case(name, seed, plan_of(base, name, seed, given.budget or None, rates.get(name)), folder / f"{name}-{seed}")
         for name in given.methods

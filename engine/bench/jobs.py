@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from engine.errors import SpecError
 from engine.methods.registry import config_of, method_named
 from engine.models.architecture import Architecture
 from engine.plan import Plan, Setting, make_plan, read_setting
-from engine.spec import Budget, MethodChoice, RunSpec
+from engine.spec import Budget, MethodChoice, RunSpec, read_spec
 from engine.tasks.dataset import Dataset
 from engine.tasks.order import batch_order
 
@@ -49,6 +50,21 @@ class Case:
     def reference(self) -> Path:
         """The job file of the reference."""
         return self.folder / "reference.json"
+
+
+def recipe_of(given: argparse.Namespace, threads: int) -> RunSpec:
+    """The common recipe of a benchmark from its options: a spec whose method is a placeholder."""
+    base = RunSpec(method=MethodChoice(name=given.methods[0])) if given.spec is None else read_spec(given.spec)
+    train = base.train.model_copy(
+        update={
+            "steps": given.steps,
+            "batch_size": given.batch_size,
+            "device": given.device,
+            "precision": given.precision,
+            "threads": threads,
+        }
+    )
+    return base.model_copy(update={"train": train})
 
 
 def plan_of(base: RunSpec, method: str, seed: int, budget: int | None, lr: float | None = None) -> Plan:

@@ -99,13 +99,14 @@ def train(job: Path) -> None:
     Raises:
         RunFailed: when it ends in any other way.
     """
+    given = json.loads(job.read_text(encoding="utf-8"))
+    home = Path(given["home"])
+
     from engine.spec import parse_spec
     from engine.store.runs import Runs
     from engine.training.build import Caches
     from engine.training.run import run_job
 
-    given = json.loads(job.read_text(encoding="utf-8"))
-    home = Path(given["home"])
     runs = Runs(home)
     spec = parse_spec(given["plan"]["spec"])
     run_id = runs.submit(spec, given["plan"], owner="bench", slot="bench", worker={"pid": os.getpid()})

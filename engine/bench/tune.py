@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.bench.accuracy import COMMON_BUDGET
-from engine.bench.jobs import METHODS, plan_of
+from engine.bench.jobs import METHODS, plan_of, recipe_of
 from engine.bench.pool import carry_out, shares
 from engine.devices import cpu_threads, cuda_devices
-from engine.spec import DatasetChoice, MethodChoice, RunSpec, TrainSpec
 from engine.stats.intervals import mean_over_seeds
 
 
@@ -49,22 +48,18 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--budget", type=int, default=COMMON_BUDGET, help="parameters; 0 for the methods' own settings")
-    parser.add_argument("--model", default="minilm-l6")
-    parser.add_argument("--dataset", default="rotten_tomatoes")
+    parser.add_argument(
+        "--spec", help="a run spec whose model, dataset and recipe are used instead of the embedded ones"
+    )
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--out")
     return parser.parse_args(argv)
 
 
 def _prepare(given: argparse.Namespace, folder: Path, threads: int) -> dict[Key, Path]:
-    train = TrainSpec(steps=given.steps, batch_size=given.batch_size, device=given.device, threads=threads)
-    base = RunSpec(
-        model=given.model,
-        dataset=DatasetChoice(source=given.dataset),
-        method=MethodChoice(name=given.methods[0]),
-        train=train,
-    )
+    base = recipe_of(given, threads)
     jobs = {}
     for method in given.methods:
         for rate in given.rates:

@@ -198,10 +198,6 @@ def serve(arguments: argparse.Namespace) -> int:
 
 def bench(arguments: argparse.Namespace) -> int:
     """Run a benchmark."""
-    import importlib
+    from engine.bench import main
 
-    known = ("accuracy", "calibration", "tune")
-    name, *rest = arguments.rest or [""]
-    if name not in known:
-        raise SpecError(f"There is no benchmark {name!r}.", f"Known: {', '.join(known)}.")
-    return int(importlib.import_module(f"engine.bench.{name}").main(rest))
+    return main(arguments.rest)

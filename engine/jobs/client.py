@@ -11,7 +11,7 @@ from engine.errors import EngineError
 from engine.jobs.answers import Request, Requests
 from engine.jobs.board import Board, EngineState, WorkerRow
 from engine.jobs.options import Options
-from engine.jobs.process import is_alive
+from engine.jobs.process import exit_code
 from engine.jobs.runlog import tail
 from engine.jobs.serve import start_engine
 from engine.spec import RunSpec
@@ -64,11 +64,13 @@ def ensure_running(home: Path, options: Options | None = None, wait: float = STA
         state = engine_state(home)
         if state is not None:
             return state
-        time.sleep(0.05 if is_alive(started) else 0.25)
+        if exit_code(started):
+            break
+        time.sleep(0.05)
     if not wait:
         return None
     words = tail(Layout(home).logs / "engine.log", 12)
-    raise EngineError(f"The engine did not start within {wait:.0f} s. {words}", "Run `python -m engine doctor`.")
+    raise EngineError(f"The engine did not start. Its log ends with:\n{words}\n", "Run `python -m engine doctor`.")
 
 
 def submit(

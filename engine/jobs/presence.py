@@ -69,8 +69,9 @@ class Presence:
         now = time.monotonic()
         if now - self._looked > BEAT_SECONDS:
             self._looked = now
-            if self.board.engine() is not None:
-                self._engine_seen = now
+            with contextlib.suppress(StoreError):
+                if self.board.engine() is not None:
+                    self._engine_seen = now
         return not self.leaving.is_set() and now - self._engine_seen < GRACE_SECONDS
 
     @contextlib.contextmanager

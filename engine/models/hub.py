@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -58,8 +58,8 @@ def hub_entry(kind: Literal["model", "dataset"], ref: str) -> HubEntry:
     except HfHubHTTPError as error:
         raise unreachable(kind, name, f"it answered {error.response.status_code}") from None
     except Exception as error:
-        # The HTTP library behind the hub's client has changed with its versions, and so have the
-        # names of its errors: whatever is not an answer means that the hub was not reached.
+        if not _of_the_network(error):
+            raise
         raise unreachable(kind, name, type(error).__name__) from None
     return HubEntry(name, str(info.sha or revision or "main"), str(getattr(info.card_data, "license", None) or ""))
 
@@ -96,12 +96,25 @@ def model_snapshot(ref: str) -> tuple[Path, HubEntry]:
         entry = hub_entry("model", ref)
     except HubUnreachable as offline:
         try:
-            folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, local_files_only=True))
         except (LocalEntryNotFoundError, OSError):
             raise offline from None
         return folder, HubEntry(name, folder.name, "")
     try:
-        folder = Path(snapshot_download(name, revision=entry.revision, allow_patterns=_PATTERNS, etag_timeout=TIMEOUT))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, etag_timeout=TIMEOUT))
     except Exception as error:
+        if not _of_the_network(error):
+            raise
         raise unreachable("model", name, f"the download broke off: {type(error).__name__}") from None
-    return folder, entry
+    # Fetched by the name that was asked for, so that the cache answers to it offline; the folder's name is the commit.
+    return folder, replace(entry, revision=folder.name)
+
+
+def _of_the_network(error: Exception) -> bool:
+    """Whether an error comes from the connection.
+
+    Told by the library that raised it: the HTTP client below the hub's own has changed with
+    its versions, and so have the classes of its errors.
+    """
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or library in ("httpx", "httpx2", "httpcore", "requests", "huggingface_hub")

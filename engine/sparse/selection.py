@@ -48,8 +48,8 @@ def select(
     """The k entries with the highest (or lowest) scores over all tensors.
 
     Args:
-        scores: gives the flat fp32 scores of one tensor, `EXCLUDED` where it may not be
-            selected; called a few times per tensor, and must answer the same.
+        scores: gives the flat fp32 scores of one tensor, not negative but for `EXCLUDED` where
+            it may not be selected; called a few times per tensor, and must answer the same.
         sizes: scalars of each tensor.
         k: how many.
         smallest: take the lowest scores instead of the highest.
@@ -64,6 +64,7 @@ def select(
         return _keys(scores(number), smallest)
 
     count = len(sizes)
+    _check_finite(scores, count)
     threshold, ties = _threshold(keys, count, k)
     if seed is None:
         return _collect(keys, count, threshold, ties)
@@ -81,25 +82,31 @@ def select(
 
 
 def _keys(scores: torch.Tensor, smallest: bool) -> torch.Tensor:
-    """Non-negative int32 keys, higher is better; -1 for excluded entries."""
-    excluded = scores < 0
-    keys = scores.float().abs().contiguous().view(torch.int32)
-    if bool((keys.masked_fill(excluded, 0) >= 0x7F800000).any()):
-        raise RunFailed("A score is not finite, so that weights cannot be ranked.", "Lower the learning rate.")
-    return (_LARGEST_KEY - keys if smallest else keys).masked_fill(excluded, -1)
+    """int32 keys, higher is better; negative for excluded entries, whose sign bit is set."""
+    keys = scores.float().contiguous().view(torch.int32)
+    # The subtraction wraps around for negative keys, and they stay negative.
+    return _LARGEST_KEY - keys if smallest else keys
+
+
+def _check_finite(scores: Callable[[int], torch.Tensor], count: int) -> None:
+    """One sum per tensor tells: it is finite only if all its scores are, and none overflows fp64."""
+    for number in range(count):
+        if not bool(scores(number).sum(dtype=torch.float64).isfinite()):
+            raise RunFailed("A score is not finite, so that weights cannot be ranked.", "Lower the learning rate.")
 
 
 def _threshold(keys: Keys, count: int, k: int) -> tuple[int, int]:
     """The k-th highest key, and how many of the entries that equal it are among the k highest."""
     prefix, wanted = 0, k
     for shift, bits in _ROUNDS:
-        counts = torch.zeros(2**bits, dtype=torch.int64)
+        bins = 2**bits
+        counts = torch.zeros(bins, dtype=torch.int64)
         for number in range(count):
             own = keys(number)
-            own = own[own >= 0]
             if shift < 20:
-                own = own[(own >> (shift + bits)) == prefix]
-            counts += torch.bincount((own >> shift) & (2**bits - 1), minlength=2**bits).cpu()
+                own = own[(own >> (shift + bits)) == prefix] & ((1 << (shift + bits)) - 1)
+            # Negative keys fall into the lower half, which is dropped.
+            counts += torch.bincount((own >> shift) + bins, minlength=2 * bins)[bins:].cpu()
         reached = counts.flip(0).cumsum(0)
         if int(reached[-1]) < wanted:
             raise BudgetError(
@@ -107,7 +114,7 @@ def _threshold(keys: Keys, count: int, k: int) -> tuple[int, int]:
             )
         place = int((reached >= wanted).nonzero()[0])
         wanted -= int(reached[place - 1]) if place else 0
-        prefix = (prefix << bits) | (2**bits - 1 - place)
+        prefix = (prefix << bits) | (bins - 1 - place)
     return prefix, wanted
 
 

@@ -13,7 +13,7 @@ from engine.errors import StoreError
 from engine.store.paths import refuse_network_folder
 
 BUSY_SECONDS = 5.0
-_TODO = {
+_ADVICE = {
     sqlite3.SQLITE_FULL: "Free some space, then resume the run: what was recorded before is safe.",
     sqlite3.SQLITE_IOERR: "Free some space or check the disk, then resume the run: what was recorded before is safe.",
     sqlite3.SQLITE_BUSY: "Another program holds the file; close it and try again.",
@@ -34,7 +34,7 @@ def storing(path: Path) -> Iterator[None]:
         # Only the low byte names the kind; extended codes add detail above it.
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         raise StoreError(
-            f"Cannot use {path}: {error}.", _TODO.get(code, "Run `doctor` to look at the store.")
+            f"Cannot use {path}: {error}.", _ADVICE.get(code, "Run `doctor` to look at the store.")
         ) from error
     except OSError as error:
         raise StoreError(

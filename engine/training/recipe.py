@@ -25,7 +25,7 @@ def prepare_torch(train: TrainSpec) -> None:
     torch.set_num_threads(int(train.threads))
     torch.set_float32_matmul_precision("high" if train.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = train.precision == "tf32"
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
 
 
 def lr_factor(step: int, steps: int, warmup: float) -> float:

@@ -64,7 +64,7 @@ def answers(rows: Sequence[RunRow], asked: Question) -> None:
     with st.grid("auto", min_column_width=300):
         for reply in given["answers"]:
             with st.container(border=True, height="stretch"):
-                _one(reply, labels.get(reply.get("run") or "", "The base model, with an untrained head"), asked.label)
+                _one(reply, labels.get(reply.get("run") or "", reply["title"]), asked.label)
 
 
 def _one(reply: dict[str, Any], title: str, truth: str | None) -> None:

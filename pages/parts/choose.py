@@ -13,7 +13,7 @@ from engine.settings import UPLOAD_BYTES, UPLOAD_ROWS
 from engine.spec import RunSpec, TrainSpec
 from engine.tasks.catalogue import datasets
 from engine.tasks.files import SUFFIXES, inspect_file, store_upload
-from pages.parts.forms import settings_form
+from pages.parts.forms import fields_of, settings_form
 
 OWN_FOLDER, HUB = "A folder on this machine", "A model from the hub"
 UPLOAD, OWN_FILE, HUB_DATA = "Upload a file", "A file on this machine", "A dataset from the hub"
@@ -103,9 +103,7 @@ def _columns(source: str, key: str) -> dict[str, Any]:
         options = [None, *names] if optional else names
         start = options.index(guess) if guess in options else 0
         shown = {None: "none"} | {name: name if look.header else f"column {int(name) + 1}" for name in names if name}
-        return place.selectbox(
-            label, options, index=start, format_func=shown.get, key=f"{key}-{label}-{source}"
-        )
+        return place.selectbox(label, options, index=start, format_func=shown.get, key=f"{key}-{label}-{source}")
 
     left, middle, right = st.columns(3)
     text = pick(left, "Text column", look.guesses.text, False)
@@ -138,13 +136,13 @@ def choose_method(given: RunSpec | None, key: str, budgeted: bool) -> dict[str, 
 
 
 def _settings(method: type[Method], before: dict[str, Any], key: str, budgeted: bool) -> dict[str, Any]:
-    fields = method.Config.model_json_schema().get("properties", {})
-    fixed = [name for name, field in fields.items() if budgeted and field.get("budget")]
+    fields = fields_of(method.Config)
+    solved = [name for name, field in fields.items() if budgeted and field.get("budget")]
     if not fields:
         st.caption("This method has no settings of its own.")
-    elif fixed:
-        st.caption("The budget below sets: " + ", ".join(fields[name].get("title", name).lower() for name in fixed))
-    return settings_form(method.Config, key=key, given=before, fixed=fixed)
+    elif solved:
+        st.caption("Set by the budget: " + ", ".join(fields[name].get("title", name).lower() for name in solved))
+    return settings_form(method.Config, key=key, given=before, leave_out=solved)
 
 
 def _standing_on(given: RunSpec | None, key: str, order: list[str]) -> dict[str, Any]:

@@ -115,9 +115,7 @@ def points(groups: Sequence[Group]) -> list[Point]:
     for group in groups:
         interval, row = group.candidate.interval, group.rows[0]
         found.append(
-            Point(
-                group.label, row.method, row.plan["params"]["method"], interval.estimate, interval.low, interval.high
-            )
+            Point(group.label, row.method, row.plan["params"]["method"], interval.estimate, interval.low, interval.high)
         )
     return found
 

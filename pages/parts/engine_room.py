@@ -11,7 +11,7 @@ from engine import settings
 from engine.jobs import client
 from engine.store.rights import may_stop
 from engine.store.run_row import RunRow
-from pages.parts import feed, panel, shell, words
+from pages.parts import feed, shell, words
 from pages.parts.tables import runs_table
 
 
@@ -73,7 +73,7 @@ def disk(rows: Sequence[RunRow]) -> None:
     st.caption(f"{len(usage)} runs take {words.size(sum(usage.values()))} below {settings.home()}")
     if not rows:
         return
-    chosen = runs_table(rows, key="over", several=True, height=380)
+    chosen = runs_table(rows, key="over", several=True)
     mine = [row for row in rows if row.id in chosen and may_stop(row, shell.asker())]
     freed = sum(usage.get(row.id, 0) for row in mine)
     with st.container(horizontal=True):

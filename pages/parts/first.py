@@ -7,7 +7,7 @@ from engine.jobs import client
 from engine.plan import make_plan
 from engine.spec import RunSpec, read_spec
 from pages.parts import words
-from pages.parts.tables import method_title
+from pages.parts.tables import dataset_title, method_title
 
 SPEC = settings.ASSETS / "presets" / "first.yaml"
 
@@ -22,8 +22,8 @@ def describe() -> str:
     asked = spec()
     budget = f" with {words.count(asked.budget.params)} parameters" if asked.budget and asked.budget.params else ""
     return (
-        f"{method_title(asked.method.name)}{budget} on {asked.dataset.source}, {asked.train.steps} steps "
-        f"with {asked.model}: about a minute on two cores."
+        f"{method_title(asked.method.name)}{budget} on {dataset_title(asked.dataset.source)}, "
+        f"{asked.train.steps} steps with {asked.model}: about a minute on two cores."
     )
 
 

@@ -22,7 +22,6 @@ def settings_form(
     only: Collection[str] | None = None,
     leave_out: Collection[str] = (),
     given: Mapping[str, Any] | None = None,
-    fixed: Collection[str] = (),
 ) -> dict[str, Any]:
     """Widgets for the fields of a model.
 
@@ -32,7 +31,6 @@ def settings_form(
         only: these fields alone.
         leave_out: not these.
         given: values to begin with instead of the defaults.
-        fixed: fields that something else sets; shown, not editable, and not returned.
 
     Returns:
         The values that differ from the defaults.
@@ -42,10 +40,10 @@ def settings_form(
     plain = [name for name in chosen if fields[name].get("level") != "advanced"]
     advanced = [name for name in chosen if fields[name].get("level") == "advanced"]
     start = given or {}
-    values = _grid(fields, plain, key, start, fixed)
+    values = _grid(fields, plain, key, start)
     if advanced:
         with st.expander("Advanced settings", key=f"{key}-advanced"):
-            values |= _grid(fields, advanced, key, start, fixed)
+            values |= _grid(fields, advanced, key, start)
     return {name: value for name, value in values.items() if _differs(value, _default(fields[name]))}
 
 
@@ -80,15 +78,11 @@ def _differs(value: Any, default: Any) -> bool:
     return value != default and not (default is None and value in ({}, []))
 
 
-def _grid(
-    fields: dict[str, Field], names: list[str], key: str, start: Mapping[str, Any], fixed: Collection[str]
-) -> dict[str, Any]:
+def _grid(fields: dict[str, Field], names: list[str], key: str, start: Mapping[str, Any]) -> dict[str, Any]:
     values = {}
     with st.grid("auto", min_column_width=230):
         for name in names:
-            value = _widget(fields[name], name, f"{key}-{name}", start.get(name, _default(fields[name])), name in fixed)
-            if name not in fixed:
-                values[name] = value
+            values[name] = _widget(fields[name], name, f"{key}-{name}", start.get(name, _default(fields[name])))
     return values
 
 
@@ -104,9 +98,9 @@ def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _widget(field: Field, name: str, key: str, value: Any, fixed: bool) -> Any:
+def _widget(field: Field, name: str, key: str, value: Any) -> Any:
     label = field.get("title", name)
-    common = {"key": key, "help": help_of(field), "disabled": fixed}
+    common: dict[str, Any] = {"key": key, "help": help_of(field)}
     kind = field.get("type")
     if "enum" in field:
         return st.selectbox(label, field["enum"], index=field["enum"].index(value), **common)
@@ -123,7 +117,7 @@ def _widget(field: Field, name: str, key: str, value: Any, fixed: bool) -> Any:
             st.caption(label)
             parts = field["properties"]
             resolved = {part: _resolved(parts[part], {}) for part in parts}
-            inner = _grid(resolved, list(parts), key, value or {}, list(parts) if fixed else ())
+            inner = _grid(resolved, list(parts), key, value or {})
         return {part: number for part, number in inner.items() if number is not None}
     text = st.text_input(label, value="" if value is None else str(value), **common)
     return text or (None if field.get("optional") else text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import streamlit as st
@@ -14,26 +14,23 @@ from pages.parts.choose import FAMILIES, summary_of
 from pages.parts.forms import fields_of
 
 
-def overview(known: Sequence[type[Method]]) -> None:
-    """All methods in one table."""
-    rows = [
-        {
-            "Method": method.title,
-            "Family": FAMILIES[method.family],
-            "Year": str(method.paper.year),
-            "In one sentence": summary_of(method),
-            "Paper": method.paper.url,
-        }
-        for method in known
-    ]
-    st.dataframe(
-        pd.DataFrame(rows), hide_index=True, alt="All methods", row_height=44,
-        column_config={
-            "Paper": st.column_config.LinkColumn(display_text="read", width="small"),
-            "In one sentence": st.column_config.TextColumn(width="large"),
-            "Year": st.column_config.TextColumn(width="small"),
-        },
-    )  # fmt: skip
+def overview(known: Sequence[type[Method]], choose: Callable[[str], None]) -> None:
+    """All methods, family by family, one small card each."""
+    for family in dict.fromkeys(method.family for method in known):
+        st.markdown(f"**{FAMILIES[family]}**")
+        with st.grid("auto", min_column_width=300):
+            for method in known:
+                if method.family == family:
+                    _small_card(method, choose)
+
+
+def _small_card(method: type[Method], choose: Callable[[str], None]) -> None:
+    with st.container(border=True, height="stretch", gap="xsmall"):
+        st.markdown(f"##### {method.title}")
+        st.caption(f"{method.paper.venue}")
+        st.markdown(summary_of(method))
+        st.space("stretch")
+        st.button("Read", key=f"read-{method.name}", on_click=choose, args=[method.name], type="tertiary")
 
 
 def card(method: type[Method]) -> None:
@@ -95,7 +92,10 @@ def _bounds(field: dict[str, object]) -> str:
         return ", ".join(map(str, choices))
     low = field.get("minimum", field.get("exclusiveMinimum"))
     high = field.get("maximum", field.get("exclusiveMaximum"))
-    ends = [f"from {low:g}" if isinstance(low, int | float) else "", f"to {high:g}" if isinstance(high, int | float) else ""]
+    ends = [
+        f"from {low:g}" if isinstance(low, int | float) else "",
+        f"to {high:g}" if isinstance(high, int | float) else "",
+    ]
     return " ".join(end for end in ends if end)
 
 

@@ -45,15 +45,14 @@ def draw_chart(chart: Chart, *, live: bool, key: str) -> None:
         key: distinguishes figures of one name on a page.
     """
     place = f"figure-{key}-{chart.name}"
-    with st.container(key=place, gap="small"):
-        st.markdown(f"**{chart.title}**")
+    with st.container(key=place, gap="xsmall"):
+        _title(chart, place)
         if live:
             st.vega_lite_chart(chart.table(), vega_spec(chart), key=f"{place}-live", alt=chart.alt)
         else:
-            st.plotly_chart(
-                plotly_figure(chart), key=f"{place}-still", alt=chart.alt, config={"displaylogo": False}
-            )
-        _below(chart, place)
+            figure = plotly_figure(chart)
+            st.plotly_chart(figure, key=f"{place}-still", alt=chart.alt, config={"displaylogo": False})
+        st.caption(chart.alt)
 
 
 def draw_grid(grid: Grid, *, key: str, selected: str = "", on_pick: Callable[[str], None] | None = None) -> None:
@@ -66,20 +65,19 @@ def draw_grid(grid: Grid, *, key: str, selected: str = "", on_pick: Callable[[st
         if on_pick and choice:
             on_pick(choice)
 
-    with st.container(key=place, gap="small"):
-        st.markdown(f"**{grid.title}**")
+    with st.container(key=place, gap="xsmall"):
+        _title(grid, place)
         _HEAT(key=widget, data=grid.payload(theme(), selected), on_picked_change=picked)
-        _below(grid, place)
+        st.caption(grid.alt)
 
 
-def _below(figure: Chart | Grid, place: str) -> None:
-    """The takeaway in words, and the exports."""
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.caption(figure.alt, width="stretch")
-        with st.container(horizontal=True, width="content", gap="xsmall"):
-            _SAVE(
-                key=f"{place}-png", data={"target": place, "name": figure.name, "title": figure.title}, width="content"
-            )
+def _title(figure: Chart | Grid, place: str) -> None:
+    """The title, and beside it the picture as PNG, its numbers as CSV, and as a table."""
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", gap="xsmall"):
+        st.markdown(f"**{figure.title}**", width="stretch")
+        with st.container(horizontal=True, width="content", gap="small", vertical_alignment="center"):
+            save = {"target": place, "name": figure.name, "title": figure.title}
+            _SAVE(key=f"{place}-png", data=save, width="content")
             st.download_button(
                 "CSV",
                 data=lambda: figure.data().to_csv(index=False).encode(),
@@ -87,8 +85,8 @@ def _below(figure: Chart | Grid, place: str) -> None:
                 mime="text/csv",
                 key=f"{place}-csv",
                 on_click="ignore",
-                help=f"The numbers of “{figure.title}”",
+                type="tertiary",
             )
-            table = st.popover("Table", key=f"{place}-table", on_change="rerun")
+            table = st.popover("Table", type="tertiary", key=f"{place}-table", on_change="rerun")
             if table.open:
                 table.dataframe(figure.data(), hide_index=True, alt=figure.alt, height=320)

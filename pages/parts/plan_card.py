@@ -74,7 +74,9 @@ def launch(plan: Plan, seeds: int) -> None:
     again = True
     if known:
         with st.container(border=True):
-            st.markdown("**This exact run is there already**" if seeds == 1 else f"**{len(known)} of these runs exist**")
+            st.markdown(
+                "**This exact run is there already**" if seeds == 1 else f"**{len(known)} of these runs exist**"
+            )
             for row in known:
                 result = (row.summary or {}).get("accuracy", {}).get("test")
                 shown = f"test accuracy {words.points(result)}, " if result is not None else ""

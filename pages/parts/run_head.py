@@ -14,7 +14,7 @@ from engine.store.run_row import RunRow
 from pages.parts import feed, shell, words
 from pages.parts.feed import Snapshot
 from pages.parts.progress import phase_line, since, state_badge
-from pages.parts.tables import method_title
+from pages.parts.tables import dataset_title, method_title
 
 BLINK_SECONDS = 20.0
 """A run whose training took less is played back when it is first shown."""
@@ -24,7 +24,7 @@ def head(row: RunRow, snapshot: Snapshot) -> None:
     """Title, state, and the buttons that its state allows."""
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     with left:
-        st.title(f"{method_title(row.method)} on {row.dataset if len(row.dataset) < 40 else 'a file'}", anchor=False)
+        st.title(f"{method_title(row.method)} on {words.plain(dataset_title(row.dataset))}", anchor=False)
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             state_badge(row)
             st.caption(f"{since(row)} · seed {row.seed} · {row.id}")

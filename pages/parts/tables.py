@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import pandas as pd
 import streamlit as st
 
 from engine.methods.registry import methods
 from engine.store.run_row import RunRow
+from engine.tasks.catalogue import datasets
 from pages.parts import words
 
 
@@ -16,6 +18,12 @@ def method_title(name: str) -> str:
     """A method's title; its name when it is no longer known."""
     known = methods()
     return known[name].title if name in known else name
+
+
+def dataset_title(source: str) -> str:
+    """A dataset's title; the name of a file."""
+    titles = {entry.id: entry.title for entry in datasets()}
+    return titles.get(source, PurePath(source).name if "/" in source or "\\" in source else source)
 
 
 def label_of(row: RunRow) -> str:
@@ -33,19 +41,21 @@ def runs_frame(rows: Sequence[RunRow]) -> pd.DataFrame:
             "Trains": [row.plan["params"]["method"] for row in rows],
             "Test accuracy": [(row.summary or {}).get("accuracy", {}).get("test") for row in rows],
             "Seed": [row.seed for row in rows],
-            "Dataset": [row.dataset for row in rows],
-            "Model": [row.model for row in rows],
+            "Dataset": [dataset_title(row.dataset) for row in rows],
+            "Model": [PurePath(row.model).name for row in rows],
             "When": [words.ago(row.created) for row in rows],
             "Run": [row.id for row in rows],
         }
     )
 
 
-def runs_table(rows: Sequence[RunRow], *, key: str, several: bool = False, height: int | str = "content") -> list[str]:
-    """A table of runs to choose from; returns the ids of the chosen ones."""
+def runs_table(rows: Sequence[RunRow], *, key: str, several: bool = False) -> list[str]:
+    """A table of runs; the ids of the rows that were ticked, or of the one that was clicked."""
     columns = {
         "Progress": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1, width="small"),
-        "Trains": st.column_config.NumberColumn(format="localized", help="Parameters trained by the method, head apart"),
+        "Trains": st.column_config.NumberColumn(
+            format="localized", help="Parameters trained by the method, head apart"
+        ),
         "Test accuracy": st.column_config.NumberColumn(format="percent"),
     }
     event = st.dataframe(
@@ -54,8 +64,8 @@ def runs_table(rows: Sequence[RunRow], *, key: str, several: bool = False, heigh
         hide_index=True,
         column_config=columns,
         on_select="rerun",
-        selection_mode="multi-row" if several else "single-row",
-        height=height,
+        selection_mode="multi-row" if several else "single-cell",
         alt=f"{len(rows)} runs",
     )
-    return [rows[place].id for place in event.selection.rows if place < len(rows)]
+    places = event.selection.rows if several else [row for row, _ in event.selection.cells]
+    return [rows[place].id for place in places if place < len(rows)]

@@ -40,7 +40,9 @@ def _offer(row: RunRow, item: Format) -> None:
         return
     path = st.session_state.get(f"{key}-path")
     if path and Path(path).is_file():
-        st.download_button("Download", lambda: Path(path).read_bytes(), name, key=key, on_click="ignore", type="primary")
+        st.download_button(
+            "Download", lambda: Path(path).read_bytes(), name, key=key, on_click="ignore", type="primary"
+        )
     elif st.button("Prepare", key=f"{key}-prepare", help="The engine writes the file; then it can be downloaded"):
         with shell.told(), st.spinner("The engine writes the file …"):
             asked = client.ask(settings.home(), "export", {"run": row.id, "format": item.name})

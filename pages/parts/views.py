@@ -64,15 +64,17 @@ def views_of(method: str, kinds: set[str]) -> dict[str, str]:
 
 def overview(moment: Moment, subject: Subject) -> None:
     """Accuracy and loss beside the most telling view inside."""
-    left, right = st.columns([2, 3], gap="large")
+    left, right = st.columns([1, 2], gap="large")
     with left:
         _accuracy(moment, subject)
         _loss(moment, subject)
     with right:
         if "mask" in moment.snapshot.frames:
             _mask(moment, subject)
+            _growth(moment, subject)
         elif "rank" in moment.snapshot.frames:
             _rank(moment, subject)
+            _schedule(moment, subject)
         elif "change" in moment.snapshot.frames:
             _change(moment, subject)
         else:
@@ -112,11 +114,13 @@ def masks(moment: Moment, subject: Subject) -> None:
     with left:
         _matrix(moment, subject, layout, counts)
     with right:
-        params = subject.plan["params"]
-            chart = growth_chart(
-            moment.scalars, params["method"], moment.total, subject.style, theme(), moment.marked
-        )
-        draw_chart(chart, live=moment.live, key=subject.key)
+        _growth(moment, subject)
+
+
+def _growth(moment: Moment, subject: Subject) -> None:
+    budget = subject.plan["params"]["method"]
+    chart = growth_chart(moment.scalars, budget, moment.total, subject.style, theme(), moment.marked)
+    draw_chart(chart, live=moment.live, key=subject.key)
 
 
 def _mask(moment: Moment, subject: Subject) -> np.ndarray | None:
@@ -162,8 +166,7 @@ def ranks(moment: Moment, subject: Subject) -> None:
     with left:
         _rank(moment, subject)
     with right:
-        chart = schedule_chart(moment.scalars, moment.total, subject.style, theme(), moment.marked)
-        draw_chart(chart, live=moment.live, key=subject.key)
+        _schedule(moment, subject)
     draw_grid(rank_timeline(matrices, steps, active, _layers(moment)), key=subject.key)
 
 
@@ -178,6 +181,11 @@ def _rank(moment: Moment, subject: Subject) -> None:
     draw_grid(rank_grid(matrices, arrays["active"], highest, _layers(moment), step), key=subject.key)
 
 
+def _schedule(moment: Moment, subject: Subject) -> None:
+    chart = schedule_chart(moment.scalars, moment.total, subject.style, theme(), moment.marked)
+    draw_chart(chart, live=moment.live, key=subject.key)
+
+
 def change(moment: Moment, subject: Subject) -> None:
     """Change of magnitude against change of direction, per matrix and over the steps."""
     frames = moment.record.all_frames("change")
@@ -189,9 +197,7 @@ def change(moment: Moment, subject: Subject) -> None:
     step, arrays = shown[-1]
     left, right = st.columns(2, gap="large")
     with left:
-        scatter = scatter_chart(
-            matrices, arrays["magnitude"], arrays["direction"], _layers(moment), step, theme()
-        )
+        scatter = scatter_chart(matrices, arrays["magnitude"], arrays["direction"], _layers(moment), step, theme())
         draw_chart(scatter, live=moment.live, key=subject.key)
     with right:
         steps = np.array([at for at, _ in shown])

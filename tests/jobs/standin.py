@@ -6,6 +6,7 @@ Settings beside the method's name: ``act`` (what it does at step ``at``), ``paus
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from engine.store.runs import Runs
 def run_job(home: Path, run_id: str, caches: dict[str, Any]) -> None:
     """Count to the spec's steps, from the checkpoint if there is one."""
     caches["runs"] = caches.get("runs", 0) + 1
+    allow_bytes(resource.RLIM_INFINITY)
     runs = Runs(home)
     row = runs.get(run_id)
     settings = row.spec["method"]
@@ -43,6 +45,8 @@ def run_job(home: Path, run_id: str, caches: dict[str, Any]) -> None:
             sink.frame("selected", step, {name: np.array([step]) for name in ("tensor", "index", "step")}, keep=True)
             if step == settings.get("at"):
                 misbehave(settings["act"], folder.root)
+                if settings["act"] == "fill once":
+                    fill(sink, folder.root)
             how = control.stop_requested()
             if how == "keep" or step % 10 == 0:
                 folder.checkpoint.mkdir(exist_ok=True)
@@ -83,6 +87,23 @@ def misbehave(act: str, folder: Path) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
             time.sleep(0.05)
+
+
+def fill(sink: RunWriter, folder: Path) -> None:
+    """Write until the system allows no more; the second time do nothing."""
+    if (folder / "misbehaved").exists():
+        return
+    (folder / "misbehaved").touch()
+    allow_bytes(2_000_000)
+    for step in range(1000, 1100):
+        sink.frame("large", step, {"zeros": np.zeros(50_000)}, keep=True)
+        sink.flush()
+
+
+def allow_bytes(limit: int) -> None:
+    """The largest size of a file that this process may write."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
 
 
 def answer(home: Path, kind: str, payload: Mapping[str, Any], caches: dict[str, Any]) -> dict[str, Any]:

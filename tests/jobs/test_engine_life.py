@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from engine.errors import EngineError
-from engine.jobs import client
+from engine.jobs import client, presence
 from engine.jobs.backends.local import environment
-from engine.jobs.process import Identity, is_alive
+from engine.jobs.process import Identity, is_alive, own_identity
 from engine.jobs.serve import serve, start_engine
 from engine.settings import PROJECT
 from tests.jobs.conftest import Lab, until
@@ -109,11 +110,42 @@ def test_two_slots_run_two_runs_at_once(two_slots: Lab) -> None:
         assert two_slots.over(run_id).state == "stopped"
 
 
-def test_an_engine_that_cannot_start_says_why(own_lab: Lab) -> None:
-    own_lab.home.mkdir()
-    (own_lab.home / "engine.db").write_bytes(b"no database" * 100)
-    with pytest.raises(EngineError, match="damaged"):
-        client.ensure_running(own_lab.home, own_lab.options, wait=5)
+def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "engine.lock").mkdir()
+    with pytest.raises(EngineError, match=r"did not start(.|\n)*engine\.lock"):
+        client.ensure_running(tmp_path, wait=30)
+
+
+def test_a_worker_that_no_longer_moves_is_replaced_and_its_run_goes_on(own_lab: Lab) -> None:
+    lab = Lab(own_lab.home, replace(own_lab.options, hung_seconds=3.0))
+    run_id = lab.submit(steps=300, pause=0.01)
+    worker = lab.at_step(run_id, 20).worker
+    assert worker is not None
+    os.kill(worker["pid"], signal.SIGSTOP)
+    row = lab.over(run_id)
+    assert (row.state, row.losses) == ("finished", 1)
+    assert counted(lab.runs, run_id) == list(range(1, 301))
+
+
+def test_a_worker_without_an_engine_leaves_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(presence, "BEAT_SECONDS", 0.05)
+    with presence.Presence(tmp_path, "cpu:0-x", "cpu:0", "") as worker:
+        assert worker.wanted()
+        until(lambda: not worker.wanted(), seconds=5)
+        worker.board.engine_began(own_identity(), "", [])
+        until(worker.wanted, seconds=5)
+
+
+def test_a_full_disk_ends_the_run_with_advice_and_it_resumes_when_there_is_room(own_lab: Lab) -> None:
+    run_id = own_lab.submit(steps=60, act="fill once", at=15)
+    row = own_lab.over(run_id)
+    assert row.state == "failed"
+    assert "Free some space" in (row.todo or "")
+    assert counted(own_lab.runs, run_id)[:15] == list(range(1, 16))
+    client.resume(own_lab.home, run_id, "ada")
+    assert own_lab.over(run_id).state == "finished"
+    assert counted(own_lab.runs, run_id) == list(range(1, 61))
 
 
 FOREGROUND = """

@@ -52,6 +52,7 @@ class Training:
         lr: peak learning rate.
         score_batches: single examples for `score_pass`; only for methods that score first.
         schedule: linear warm-up (6 %) and decay to 0 if true, else constant.
+        loss_scale: factor on the loss.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Training:
         lr: float = 1e-3,
         score_batches: Iterable[Batch] = (),
         schedule: bool = True,
+        loss_scale: float = 1.0,
     ) -> None:
         names = {row.name for row in architecture_of(model).head}
         self.head = [parameter for name, parameter in model.named_parameters() if name in names]
         self.method, self.lr, self.schedule, self.step = method, lr, schedule, 0
+        self.loss_scale = loss_scale
         self.model = method.attach(model)
         for parameter in self.head:
             parameter.requires_grad_(True)
@@ -95,7 +98,7 @@ class Training:
 
     def _one(self, batch: Batch) -> None:
         method, step, lr = self.method, self.step, self.lr_at(self.step)
-        loss = self.model(**batch).loss
+        loss = self.loss_scale * self.model(**batch).loss
         extra = method.extra_loss()
         (loss if extra is None else loss + extra).backward()
         method.before_step(step)

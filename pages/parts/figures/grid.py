@@ -76,7 +76,8 @@ class Grid:
         high: the value at the top of the colour scale.
         unit: title of the colour bar.
         tick: how a number of the colour bar is written.
-        curve: ``sqrt`` shows small shares better; the colour bar's ticks tell the truth for both.
+        curve: ``log`` spans four powers of ten below `high`, for shares; the colour bar's ticks tell the truth.
+        marks: where the colour bar has ticks, instead of the usual places.
         table: the same numbers as rows.
     """
 
@@ -89,7 +90,8 @@ class Grid:
     table: pd.DataFrame = field(compare=False)
     sections: tuple[Section, ...] = ()
     dense: Dense | None = None
-    curve: Literal["linear", "sqrt"] = "linear"
+    curve: Literal["linear", "log"] = "linear"
+    marks: tuple[float, ...] = ()
 
     def data(self) -> pd.DataFrame:
         """The table for readers."""
@@ -97,7 +99,8 @@ class Grid:
 
     def payload(self, theme: Theme, selected: str = "") -> dict[str, Any]:
         """What the component draws: small plain lists only."""
-        ticks = [self.high * share for share in (0, 0.25, 0.5, 1)]
+        shares = (1e-4, 1e-3, 1e-2, 0.1, 1) if self.curve == "log" else (0, 0.25, 0.5, 1)
+        ticks = self.marks or [self.high * share for share in shares]
         return {
             "title": self.title,
             "alt": self.alt,
@@ -121,6 +124,11 @@ def ceiling(value: float) -> float:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9))
+
+
+def decade(value: float) -> float:
+    """The next power of ten, at most one: the end of a logarithmic scale of shares."""
+    return min(1.0, 10.0 ** math.ceil(math.log10(value) - 1e-9)) if value > 0 else 0.01
 
 
 def percent(share: float) -> str:

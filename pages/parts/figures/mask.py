@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pages.parts.figures.chart import Chart, Series
-from pages.parts.figures.grid import Cell, Dense, Grid, ceiling, percent
+from pages.parts.figures.grid import Cell, Dense, Grid, ceiling, decade, percent
 from pages.parts.figures.layers import Row, sections, title_of
 from pages.parts.figures.palette import Style, Theme, colour
 
@@ -33,18 +33,18 @@ def mask_grid(layout: Sequence[Row], counts: np.ndarray, layers: int, step: int)
 
     def cell(i: int, row: int, column: int) -> Cell:
         hover = f"{titles[i]}\n{counts[i]:,} of {eligible[i]:,} selected ({percent(share[i])})\n{layout[i]['name']}"
-        return Cell(row, column, float(share[i]), percent(share[i]), hover, layout[i]["name"])
+        return Cell(row, column, float(share[i]), percent(share[i]).rstrip("%"), hover, layout[i]["name"])
 
     order = np.argsort(-share)
-    densest = ", ".join(f"{titles[i]} {percent(share[i])}" for i in order[:3] if counts[i])
+    densest = "; ".join(f"{titles[i]} {percent(share[i])}" for i in order[:3] if counts[i])
     return Grid(
         name="mask",
         title=f"Share of each tensor selected, after step {step:,}",
         alt=f"{counts.sum():,} entries selected. Densest: {densest or 'none yet'}.",
-        high=ceiling(float(share.max(initial=0))),
-        unit="share selected",
+        high=decade(float(share.max(initial=0))),
+        unit="of the entries selected (per cent, logarithmic)",
         tick=percent,
-        curve="sqrt",
+        curve="log",
         sections=sections(layout, layers, cell),
         table=pd.DataFrame(
             {
@@ -58,9 +58,7 @@ def mask_grid(layout: Sequence[Row], counts: np.ndarray, layers: int, step: int)
     )
 
 
-def growth_chart(
-    scalars: Scalars, budget: int, steps: int, style: Style, theme: Theme, at: int | None = None
-) -> Chart:
+def growth_chart(scalars: Scalars, budget: int, steps: int, style: Style, theme: Theme, at: int | None = None) -> Chart:
     """Selected entries against the budget, over steps."""
     x, y = scalars.get("mask/selected", (np.empty(0), np.empty(0)))
     latest = f"{y[-1]:,.0f} of {budget:,} selected by step {x[-1]:,.0f}." if len(y) else "Nothing selected yet."
@@ -87,9 +85,7 @@ def moment(step: int, theme: Theme) -> Series:
     return Series("shown step", [step], [], colour("guide", theme), "moment")
 
 
-def matrix_grid(
-    row: Row, layers: int, index: np.ndarray, moved: np.ndarray, until: int
-) -> Grid:
+def matrix_grid(row: Row, layers: int, index: np.ndarray, moved: np.ndarray, until: int) -> Grid:
     """Density of one tensor's mask, in blocks.
 
     Args:
@@ -115,7 +111,7 @@ def matrix_grid(
         high=ceiling(float(counts.max(initial=0)) / full),
         unit=f"share selected in blocks of {block[0]} x {block[1]}",
         tick=percent,
-        curve="sqrt",
+        curve="linear",
         dense=Dense(counts, block, shape),
         table=pd.DataFrame({"row": rows, "column": columns, "selected at step": moved}),
     )

@@ -14,12 +14,7 @@ def plotly_figure(chart: Chart) -> go.Figure:
     figure = go.Figure()
     for series in chart.shown:
         if series.kind == "level":
-            figure.add_hline(
-                y=float(series.y[0]),
-                line=_line(series),
-                annotation={"text": series.name, "font": {"color": series.colour, "size": 12}},
-                annotation_position="bottom right",
-            )
+            figure.add_trace(_level(chart, series))
         elif series.kind == "moment":
             figure.add_vline(x=float(series.x[0]), line=_line(series))
         else:
@@ -53,7 +48,11 @@ def _trace(chart: Chart, series: Series) -> go.Scatter:
         name=series.name,
         mode="markers" if series.kind == "points" else "lines+markers" if series.marker else "lines",
         line=_line(series) if series.kind == "line" else None,
-        marker={"color": series.colour, "symbol": series.marker or "circle", "size": 10 if series.kind == "points" else 7},
+        marker={
+            "color": series.colour,
+            "symbol": series.marker or "circle",
+            "size": 10 if series.kind == "points" else 7,
+        },
         opacity=0.35 if series.faint else 1.0,
         # Labels come from the engine's own names; Plotly reads a subset of HTML in any text.
         text=[_plain(label) for label in series.labels] or None,
@@ -61,6 +60,14 @@ def _trace(chart: Chart, series: Series) -> go.Scatter:
         hoverinfo="skip" if series.faint else None,
         **interval,
     )
+
+
+def _level(chart: Chart, series: Series) -> go.Scatter:
+    """A horizontal guide as a line over the whole width, so that the legend names it."""
+    drawn = [other.x for other in chart.shown if other.kind in ("line", "points")]
+    ends = chart.x_range or (min(map(min, drawn), default=0), max(map(max, drawn), default=1))
+    value = float(series.y[0])
+    return go.Scatter(x=ends, y=[value, value], name=series.name, mode="lines", line=_line(series), hoverinfo="skip")
 
 
 def _line(series: Series) -> dict[str, Any]:

@@ -31,8 +31,9 @@ def rank_grid(matrices: Sequence[Row], active: np.ndarray, highest: int, layers:
         title=f"Rank of each matrix, after step {step:,}",
         alt=f"{int(active.sum())} ranks over {len(active)} matrices. {extremes}",
         high=float(max(1, highest)),
+        marks=(0.0, float(max(1, highest))),
         unit="rank in effect",
-        tick=lambda value: f"{value:.3g}",
+        tick=lambda value: f"{value:.0f}",
         sections=sections(matrices, layers, cell),
         table=pd.DataFrame({"matrix": [row["name"] for row in matrices], "where": titles, "rank": active}),
     )
@@ -65,8 +66,9 @@ def rank_timeline(matrices: Sequence[Row], steps: np.ndarray, active: np.ndarray
         title="Rank of each matrix over the steps",
         alt=f"{changed} of {len(titles)} matrices changed their rank so far.",
         high=float(max(1, active.max())),
+        marks=(0.0, float(max(1, active.max()))),
         unit="rank in effect",
-        tick=lambda value: f"{value:.3g}",
+        tick=lambda value: f"{value:.0f}",
         sections=(Section(tuple(titles), labels, cells, gaps=False),),
         table=table,
     )
