@@ -80,7 +80,7 @@ function draw(drawing) {
   if (!width) return;
   const theme = themed(root);
   const plan = data.dense ? planDense(data.dense, width) : planSections(data.sections, width, theme);
-  const height = plan.bottom + 46;
+  const height = plan.bottom + 58;
   const ratio = window.devicePixelRatio || 1;
   if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
     canvas.width = Math.round(width * ratio);
@@ -96,7 +96,7 @@ function draw(drawing) {
   if (data.dense) drawDense(drawing, pen, plan, theme);
   else plan.sections.forEach((section) => drawSection(drawing, pen, section, theme));
   outline(drawing, pen, theme);
-  drawBar(pen, data.scale, plan.left, plan.bottom + 14, Math.min(260, width - plan.left - 20), theme);
+  drawBar(pen, data.scale, plan.left, plan.bottom + 24, Math.min(260, width - plan.left - 20), theme);
 }
 
 function planSections(sections, width, theme) {
@@ -228,7 +228,8 @@ function drawBar(pen, scale, left, top, width, theme) {
     pen.fillText(label, x, top + 15);
   });
   pen.textAlign = "left";
-  pen.fillText(scale.unit, left + width + 26, top - 1);
+  pen.textBaseline = "alphabetic";
+  pen.fillText(scale.unit, left, top - 5);
 }
 
 // --- pointer and keyboard ------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-
 from engine import estimate, settings
 from engine.devices import cpu_threads, resolve_device
 from engine.errors import BudgetError, SpecError
@@ -248,7 +247,7 @@ def _warnings(
     dataset: Dataset,
 ) -> list[str]:
     found = method.warnings(table, config, spec.train.steps)
-    if params.requested and params.method < 0.9 * params.requested:
+    if params.requested and 0 < params.method < 0.9 * params.requested:
         found.append(
             f"{method.title} reaches {params.method:,} of the {params.requested:,} parameters asked for: "
             "the most its settings allow on this model."

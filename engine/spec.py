@@ -16,8 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from engine.errors import SpecError
 
-VERSION = 1
-
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -116,7 +114,7 @@ class TrainSpec(_Part):
 class RunSpec(_Part):
     """What the user asked for."""
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     model: str = "minilm-l6"
     dataset: DatasetChoice = DatasetChoice(source="rotten_tomatoes")
     method: MethodChoice

@@ -54,9 +54,8 @@ with shell.told():
                 for pair in found.comparisons:
                     st.text(pair.sentence)
 
-    lines = compared.table(groups)
     st.dataframe(
-        lines, hide_index=True, alt="One line per group of runs",
+        compared.lines(groups), hide_index=True, alt="One line per group of runs",
         column_config={
             "Trained": st.column_config.NumberColumn(format="localized", help="By the method, head apart"),
             "Head": st.column_config.NumberColumn(format="localized"),

@@ -17,12 +17,13 @@ with shell.told():
 key = f"launch-{like}"
 
 left, right = st.columns([3, 2], gap="large")
-spec = None
-with left, shell.told():
+model, dataset, spec = "", {}, None
+with left:
     with st.container(border=True):
         st.subheader("Model and data", anchor=False)
         model = choose.choose_model(given, key)
-        dataset = choose.choose_dataset(given, key)
+        with shell.told():
+            dataset = choose.choose_dataset(given, key)
     with st.container(border=True):
         st.subheader("Budget", anchor=False)
         budget = choose.choose_budget(given, key)
@@ -33,12 +34,13 @@ with left, shell.told():
         st.subheader("Training", anchor=False)
         train = choose.choose_training(given, key)
         seeds = st.number_input(
-            "Runs, each with its own seed", 1, MOST_SEEDS, 1, key=f"{key}-seeds",
+            "Runs, each with its own seed", 1, MOST_SEEDS, 1, key=f"{key}-seeds", persist_state="session",
             help="One seed proves nothing: three or more show how much chance there is in a result.",
         )  # fmt: skip
     if model and dataset:
         data = {"model": model, "dataset": dataset, "method": method, "budget": budget, "train": train}
-        spec = parse_spec({name: value for name, value in data.items() if value is not None})
+        with shell.told():
+            spec = parse_spec({name: value for name, value in data.items() if value is not None})
 
 with right, st.container(border=True):
     st.subheader("The plan", anchor=False)

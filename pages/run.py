@@ -52,11 +52,10 @@ elif view == "recipe":
     taking.downloads(row)
     taking.provenance(snapshot)
 else:
-    picked, pick = run_head.picker("tensor")
+    picked = run_head.Picked(row.id)
 
     def body(moment):
-        tensor = st.query_params.get("tensor", picked)
-        DRAWN[view](moment, Subject(row.id, row.method, row.plan, row.is_over, tensor, pick))
+        DRAWN[view](moment, Subject(row.id, row.method, row.plan, row.is_over, picked.name(), picked.pick))
 
     watch(
         record,

@@ -82,6 +82,7 @@ class Selective(Method):
         self._numbers = {row.name: number for number, row in enumerate(self.rows)}
         self._tensors: list[nn.Parameter] = []
         self._sparse: SparseAdamW | None = None
+        self._by_rows: list[nn.Embedding] = []
 
     # --- declaration ---------------------------------------------------------------------
 
@@ -140,10 +141,22 @@ class Selective(Method):
                 parameter.requires_grad_(False)
         for tensor in self._tensors:
             tensor.requires_grad_(True)
+        if self.context.device == "cpu":
+            self._ask_for_rows(model)
         self._sparse = SparseAdamW(
             self._tensors, self.k, weight_decay=self.context.weight_decay, correction=self.correction
         )
         return model
+
+    def _ask_for_rows(self, model: nn.Module) -> None:
+        """Let word embeddings give the gradients of touched rows alone; on a GPU that would need a sync."""
+        from torch import nn
+
+        own = {row.module for row in self.rows if row.role == "token"}
+        modules = [module for name, module in model.named_modules() if name in own]
+        self._by_rows = [module for module in modules if isinstance(module, nn.Embedding)]
+        for module in self._by_rows:
+            module.sparse = True
 
     @property
     def sparse(self) -> SparseAdamW:
@@ -157,8 +170,10 @@ class Selective(Method):
 
     def on_gradient(self, name: str, parameter: nn.Parameter) -> None:
         """Take the selected entries of one gradient and drop the rest."""
+        from engine.sparse.gradient import StreamedGradient
+
         if parameter.grad is not None:
-            self.sparse.gather(self._numbers[name], parameter.grad.reshape(-1))
+            self.sparse.gather(self._numbers[name], StreamedGradient.of(parameter.grad))
             parameter.grad = None
 
     def gradient_square(self) -> torch.Tensor:
@@ -237,6 +252,8 @@ class Selective(Method):
                     tensor.view(-1).index_copy_(0, index, result[f"{row.name}.value"].to(tensor))
 
     def merged(self, model: nn.Module) -> nn.Module:
+        for module in self._by_rows:
+            module.sparse = False  # a plain model again, which any optimizer can train
         return model if self.inner is None else self.inner.merged(model)
 
     def save_peft(self, model: nn.Module, folder: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from engine.sparse.candidates import TopCandidates
+    from engine.sparse.gradient import StreamedGradient
 
 
 class Id3Config(SelectiveConfig):
@@ -154,32 +155,33 @@ class ID3(Selective):
     def on_gradient(self, name: str, parameter: nn.Parameter) -> None:
         """Take the selected entries of one gradient, rank the others, and drop it."""
         from engine.sparse.candidates import block_norms
+        from engine.sparse.gradient import StreamedGradient
 
         if parameter.grad is None:
             return
         number = self._numbers[name]
-        gradient = parameter.grad.reshape(-1).float()
+        gradient = StreamedGradient.of(parameter.grad)
         parameter.grad = None
         self.sparse.gather(number, gradient)
         self._clear(number, gradient)
-        norms = block_norms(gradient)
+        norms = block_norms(gradient.values)
         # The selected entries were taken out: `before_step` adds their share.
         square = norms.square().sum()
         self._square = square if self._square is None else self._square + square
         if quota := self.quota(self._step):
             if self._candidates is None:
                 self._candidates = self._collector(quota)
-            self._candidates.feed(number, gradient, parameter.detach().reshape(-1).float(), norms)
+            self._candidates.feed(number, gradient, parameter, norms)
 
-    def _clear(self, number: int, gradient: torch.Tensor) -> None:
+    def _clear(self, number: int, gradient: StreamedGradient) -> None:
         """Set the gradient to 0 where nothing may be selected any more, so that the score is 0."""
         selected = self.sparse.selected(number)
         if selected is not None:
-            gradient.index_fill_(0, selected, 0.0)
+            gradient.clear(selected)
         row = self.rows[number]
         width = row.size // max(1, row.shape[0])
         for start, stop in row.frozen_rows:
-            gradient[start * width : stop * width] = 0.0
+            gradient.clear_rows(start, stop, width)
 
     def _collector(self, quota: int) -> TopCandidates:
         from functools import partial

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.sparse.gradient import StreamedGradient
+
 BLOCK = 128
 """Entries whose gradients share one norm."""
 
@@ -39,6 +41,11 @@ def block_norms(gradient: torch.Tensor) -> torch.Tensor:
     return torch.cat([norms, torch.linalg.vector_norm(gradient[whole:]).view(1)])
 
 
+def _keys(scores: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Score above, reversed place below: no two keys are equal, so that topk has no tie to break."""
+    return (scores.view(torch.int32).long() << 32) | (0xFFFFFFFF - places)
+
+
 class TopCandidates:
     """Collects the k best entries; ties go to the lowest tensor, then the lowest index.
 
@@ -57,28 +64,29 @@ class TopCandidates:
         self._pooled = 0
         self._floor = 0.0
 
-    def feed(self, tensor: int, gradient: torch.Tensor, weight: torch.Tensor, norms: torch.Tensor) -> None:
-        """Look at one tensor: flat gradient and weight, fp32 (n,), and the gradient's `block_norms`."""
-        if self._synchronous:
-            self._feed_blocks(tensor, gradient, weight, norms)
-        else:
-            self._feed_whole(tensor, gradient, weight)
+    def feed(self, tensor: int, gradient: StreamedGradient, weight: torch.Tensor, norms: torch.Tensor) -> None:
+        """Look at one tensor: its gradient, its values and its gradient's `block_norms`."""
+        values, held = gradient.values, gradient.weights(weight)
+        look = self._promising if self._synchronous else self._best
+        place, score = look(values, held, norms)
+        if len(place):
+            self._keep(score, tensor, gradient.positions(place), values[place])
 
-    def _feed_blocks(self, tensor: int, gradient: torch.Tensor, weight: torch.Tensor, norms: torch.Tensor) -> None:
-        places = self._promising(len(gradient), norms)
+    def _promising(
+        self, gradient: torch.Tensor, weight: torch.Tensor, norms: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Places and scores of all entries that could win, for the CPU."""
+        places = self._hot(len(gradient), norms)
         if places is not None:
-            if not len(places):
-                return
             gradient, weight = gradient[places], weight[places]
         scores = self._score(gradient, weight)
         kept = (scores >= self._floor).nonzero().flatten() if self._floor else scores.nonzero().flatten()
         if len(kept) > self.k:
-            lowest = scores[kept].topk(self.k, sorted=True).values[-1]
+            lowest = scores[kept].topk(self.k).values[-1]
             kept = kept[scores[kept] >= lowest]
-        if len(kept):
-            self._keep(tensor, scores[kept], kept if places is None else places[kept], gradient[kept])
+        return kept if places is None else places[kept], scores[kept]
 
-    def _promising(self, size: int, norms: torch.Tensor) -> torch.Tensor | None:
+    def _hot(self, size: int, norms: torch.Tensor) -> torch.Tensor | None:
         """Entries of the blocks that could hold a winner; None for all of them."""
         if self._bound is None or not self._floor:
             return None
@@ -88,15 +96,18 @@ class TopCandidates:
         places = (hot * BLOCK + torch.arange(BLOCK)).flatten()
         return places[places < size]
 
-    def _feed_whole(self, tensor: int, gradient: torch.Tensor, weight: torch.Tensor) -> None:
+    def _best(
+        self, gradient: torch.Tensor, weight: torch.Tensor, norms: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Places and scores of the tensor's k best entries, without asking the device anything."""
         scores = self._score(gradient, weight)
         place = torch.arange(len(scores), device=scores.device)
-        # Score above, reversed index below: no two keys are equal, so that topk has no tie to break.
+        # Score above, reversed place below: no two keys are equal, so that topk has no tie to break.
         keys = (scores.view(torch.int32).long() << 32) | (0xFFFFFFFF - place)
         best = keys.topk(min(self.k, len(keys)), sorted=False).indices
-        self._keep(tensor, scores[best], best, gradient[best])
+        return best, scores[best]
 
-    def _keep(self, tensor: int, score: torch.Tensor, index: torch.Tensor, gradient: torch.Tensor) -> None:
+    def _keep(self, score: torch.Tensor, tensor: int, index: torch.Tensor, gradient: torch.Tensor) -> None:
         self._pool.append((score, torch.full_like(index, tensor), index, gradient))
         self._pooled += len(score)
         full = self._pooled >= (2 * self.k if self._floor else self.k)

@@ -15,10 +15,26 @@ import torch
 from torch import nn
 
 from engine.errors import ModelError
+from engine.sparse.gradient import StreamedGradient
 
 Correction = Literal["global", "entry"]
 BETAS = (0.9, 0.999)
 EPS = 1e-8
+
+
+def put(target: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
+    """``target[indices] = values`` for indices that all differ.
+
+    Writing in any order gives the same result then, so that the deterministic kernel, which sorts
+    on a GPU and is ten times slower, is not needed.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if target.is_cuda and deterministic:
+        torch.use_deterministic_algorithms(False)
+        target.index_copy_(0, indices, values)
+        torch.use_deterministic_algorithms(True)
+    else:
+        target.index_copy_(0, indices, values)
 
 
 class SparseAdamW:
@@ -89,7 +105,7 @@ class SparseAdamW:
             own = index[chosen]
             slots = chosen + start
             values = self._flat(number).index_select(0, own).float()
-            self._values["value"].index_copy_(0, slots, values)
+            put(self._values["value"], slots, values)
             old_slots, old_indices = self._slots[number], self._indices[number]
             self._slots[number] = slots if old_slots is None else torch.cat([old_slots, slots])
             self._indices[number] = own if old_indices is None else torch.cat([old_indices, own])
@@ -102,11 +118,11 @@ class SparseAdamW:
         """Flat indices selected in one tensor, int64, in order of selection; None when none is."""
         return self._indices[number]
 
-    def gather(self, number: int, gradient: torch.Tensor) -> None:
-        """Take the selected entries of one tensor's flat gradient."""
+    def gather(self, number: int, gradient: StreamedGradient) -> None:
+        """Take the selected entries of one tensor's gradient."""
         slots, indices = self._slots[number], self._indices[number]
         if slots is not None and indices is not None:
-            self._values["gradient"].index_copy_(0, slots, gradient.index_select(0, indices).float())
+            put(self._values["gradient"], slots, gradient.at(indices))
 
     def gradient_square(self) -> torch.Tensor:
         """Sum of squares of the gathered gradients, 0-d."""
@@ -138,7 +154,7 @@ class SparseAdamW:
         for number, (slots, indices) in enumerate(zip(self._slots, self._indices, strict=True)):
             if slots is not None and indices is not None:
                 target = self._flat(number)
-                target.index_copy_(0, indices, values.index_select(0, slots).to(target.dtype))
+                put(target, indices, values.index_select(0, slots).to(target.dtype))
 
     def scalars(self) -> int:
         """Scalars of optimizer state in use: two moments per selected entry."""

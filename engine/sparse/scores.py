@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from engine.sparse.gradient import StreamedGradient
+
 TINY = 1e-18
 """Below this the square of a gradient leaves the range of fp32, so that a norm may round to 0."""
 
@@ -48,10 +50,14 @@ def add_squares(fisher: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor
 
     Args:
         fisher: fp32 accumulators, flat (n,).
-        gradients: of the log-likelihood; None where a tensor took no part.
+        gradients: of the log-likelihood, dense or sparse by rows; None where a tensor took no part.
         share: probability of the label that the gradient belongs to; 1 for an observed label.
     """
     for total, gradient in zip(fisher, gradients, strict=True):
-        if gradient is not None:
-            flat = gradient.reshape(-1).float()
-            total.addcmul_(flat, flat, value=share)
+        if gradient is None:
+            continue
+        held = StreamedGradient.of(gradient)
+        if held.rows is None:
+            total.addcmul_(held.values, held.values, value=share)
+        else:
+            total.view(-1, held.width).index_add_(0, held.rows, held.values.square().view(-1, held.width), alpha=share)

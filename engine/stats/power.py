@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from scipy import optimize, special, stats
-from statsmodels.stats.power import NormalIndPower
 
 DISCORDANCE = 0.10
 """Share of items on which exactly one of two runs is right: an assumption for the time before any
@@ -104,10 +103,12 @@ def smallest_paired(items: int, discordance: float, power: float = 0.8, alpha: f
 def smallest_unpaired(items: int, accuracy: float, power: float = 0.8, alpha: float = 0.05) -> float | None:
     """Smallest difference between accuracies on two separate samples of `items` items each.
 
-    By the arcsine transformation (Cohen 1988); of a gain and a loss against `accuracy` the
-    harder to find is returned, None when neither fits between 0 and 1.
+    By the arcsine transformation (Cohen 1988), h = (z_a + z_b) sqrt(2 / n); of a gain and a loss
+    against `accuracy` the harder to find is returned, None when neither fits between 0 and 1.
     """
-    effect = NormalIndPower().solve_power(nobs1=items, alpha=alpha, power=power, ratio=1.0)
+    if items < 1:
+        return None
+    effect = float(special.ndtri(1 - alpha / 2) + special.ndtri(power)) * math.sqrt(2 / items)
     angle = 2 * math.asin(math.sqrt(accuracy))
     others = [math.sin(a / 2) ** 2 for a in (angle - effect, angle + effect) if 0 <= a <= math.pi]
     return max((abs(other - accuracy) for other in others), default=None)

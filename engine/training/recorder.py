@@ -33,7 +33,7 @@ class Recorder:
         self.energy = Energy(built.spec.train.device)
         self.tokens = 0
         self._known = 0
-        self._probes_started = time.monotonic()
+        self._started = time.monotonic()
         self._selective = first(self.method, lambda part: part.selection())
         self._ranked = first(self.method, lambda part: part.ranks())
         self._change = self._change_probe(built) if moves_weights(self.method) else None
@@ -68,12 +68,18 @@ class Recorder:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as plain data."""
-        return {"known": self._known, "tokens": self.tokens, "spent": self.schedule.spent}
+        return {
+            "known": self._known,
+            "tokens": self.tokens,
+            "spent": self.schedule.spent,
+            "elapsed": time.monotonic() - self._started,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
         self._known, self.tokens = state["known"], state["tokens"]
         self.schedule.spent = state["spent"]
+        self._started = time.monotonic() - state["elapsed"]
 
     def _frame(self, done: int) -> None:
         started = time.perf_counter()
@@ -85,7 +91,7 @@ class Recorder:
             self.sink.scalar("rank/budget", done, ranks.budget)
         cheap = time.perf_counter() - started
         self.schedule.spend(cheap)
-        trained = time.monotonic() - self._probes_started - self.schedule.spent
+        trained = time.monotonic() - self._started - self.schedule.spent
         if self._change is not None and self.schedule.affords_change(done, trained):
             started = time.perf_counter()
             self.sink.frame("change", done, self._change.frame())

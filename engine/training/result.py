@@ -60,7 +60,7 @@ def write(folder: Path, built: Built, test: Measured, labels: np.ndarray, spec_h
     path = write_result(
         result, tensors, head_tensors(built), {"spec_hash": spec_hash, "method": built.spec.method.name}
     )
-    answers = {"logits": test.logits.astype(np.float32), "labels": labels.astype(np.int64)}
+    answers: dict[str, np.ndarray] = {"logits": test.logits.astype(np.float32), "labels": labels.astype(np.int64)}
     write_whole(result / TEST, lambda new: save_file(answers, new))
     return path.stat().st_size
 

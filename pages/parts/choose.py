@@ -35,22 +35,33 @@ def choose_model(given: RunSpec | None, key: str) -> str:
     options = [*entries, OWN_FOLDER, HUB]
     start = asked if asked in entries else HUB if "/" in asked and not asked.startswith(("/", ".", "~")) else OWN_FOLDER
     choice = st.selectbox(
-        "Model", options, index=options.index(start), key=f"{key}-model",
+        "Model",
+        options,
+        index=options.index(start),
+        key=f"{key}-model",
+        persist_state="session",
         format_func=lambda name: entries[name].title if name in entries else name,
-    )  # fmt: skip
+    )
     if choice in entries:
         entry = entries[choice]
         st.caption(entry.description if entry.available else entry.reason)
         return choice
     if choice == OWN_FOLDER:
         return st.text_input(
-            "Folder", value=asked if start == OWN_FOLDER else "", key=f"{key}-folder",
+            "Folder",
+            value=asked if start == OWN_FOLDER else "",
+            key=f"{key}-folder",
+            persist_state="session",
             placeholder="/path/to/a/folder/with/config.json/and/model.safetensors",
-        ).strip()  # fmt: skip
+        ).strip()
     return st.text_input(
-        "Hub id", value=asked if start == HUB else "", key=f"{key}-hub", placeholder="owner/name",
+        "Hub id",
+        value=asked if start == HUB else "",
+        key=f"{key}-hub",
+        persist_state="session",
+        placeholder="owner/name",
         help="Fetched once, then kept. Without a network connection only what is already there can be used.",
-    ).strip()  # fmt: skip
+    ).strip()
 
 
 def choose_dataset(given: RunSpec | None, key: str) -> dict[str, Any]:
@@ -60,25 +71,39 @@ def choose_dataset(given: RunSpec | None, key: str) -> dict[str, Any]:
     options = [*entries, UPLOAD, OWN_FILE, HUB_DATA]
     start = asked if asked in entries else OWN_FILE
     choice = st.selectbox(
-        "Dataset", options, index=options.index(start), key=f"{key}-dataset",
+        "Dataset",
+        options,
+        index=options.index(start),
+        key=f"{key}-dataset",
+        persist_state="session",
         format_func=lambda name: entries[name].title if name in entries else name,
-    )  # fmt: skip
+    )
     if choice in entries:
         entry = entries[choice]
         st.caption(entry.description if entry.available else entry.reason)
         return {"source": choice}
     if choice == HUB_DATA:
         return _hub_dataset(key)
-    source = _uploaded(key) if choice == UPLOAD else st.text_input(
-        "Path of the file", value=asked if start == OWN_FILE else "", key=f"{key}-path", placeholder="/path/to/file.csv"
-    ).strip()  # fmt: skip
+    source = (
+        _uploaded(key)
+        if choice == UPLOAD
+        else st.text_input(
+            "Path of the file",
+            value=asked if start == OWN_FILE else "",
+            key=f"{key}-path",
+            persist_state="session",
+            placeholder="/path/to/file.csv",
+        ).strip()
+    )
     return _columns(source, key) if source else {}
 
 
 def _hub_dataset(key: str) -> dict[str, Any]:
     left, right = st.columns(2)
-    source = left.text_input("Hub id", key=f"{key}-data-hub", placeholder="owner/name").strip()
-    subset = right.text_input("Configuration", key=f"{key}-subset", placeholder="optional").strip()
+    source = left.text_input("Hub id", key=f"{key}-data-hub", persist_state="session", placeholder="owner/name").strip()
+    subset = right.text_input(
+        "Configuration", key=f"{key}-subset", persist_state="session", placeholder="optional"
+    ).strip()
     return {"source": source, "subset": subset or None} if source else {}
 
 
@@ -123,9 +148,13 @@ def choose_method(given: RunSpec | None, key: str, budgeted: bool) -> dict[str, 
     order = sorted(known, key=lambda name: (list(FAMILIES).index(known[name].family), known[name].paper.year))
     start = order.index(asked) if asked in order else 0
     name = st.selectbox(
-        "Method", order, index=start, key=f"{key}-method",
+        "Method",
+        order,
+        index=start,
+        key=f"{key}-method",
+        persist_state="session",
         format_func=lambda name: f"{known[name].title} · {known[name].family}",
-    )  # fmt: skip
+    )
     method = known[name]
     st.caption(summary_of(method))
     before = given.method.settings if given and given.method.name == name else {}
@@ -151,10 +180,14 @@ def _standing_on(given: RunSpec | None, key: str, order: list[str]) -> dict[str,
     options = [None, *(name for name in order if "mask" not in known[name].views and name != "full")]
     asked = given.method.on.name if given and given.method.on else None
     below = st.selectbox(
-        "On top of", options, index=options.index(asked) if asked in options else 0, key=f"{key}-on",
+        "On top of",
+        options,
+        index=options.index(asked) if asked in options else 0,
+        key=f"{key}-on",
+        persist_state="session",
         format_func=lambda name: known[name].title if name else "the model itself",
         help="The method then chooses among what the other one adds, instead of among the model's own weights.",
-    )  # fmt: skip
+    )
     return {"on": {"name": below}} if below else {}
 
 
@@ -169,20 +202,36 @@ def choose_budget(given: RunSpec | None, key: str) -> dict[str, Any] | None:
     before = given.budget if given else None
     start = own if given and not before else share if before and before.percent is not None else count
     kind = st.segmented_control(
-        "Budget", [count, share, own], default=start, required=True, key=f"{key}-budget",
+        "Budget",
+        [count, share, own],
+        default=start,
+        required=True,
+        key=f"{key}-budget",
+        persist_state="session",
         help="What the method itself may train. The task head is trained by every method and counted apart.",
-    )  # fmt: skip
+    )
     if kind == count:
         value = st.number_input(
-            "Parameters", min_value=0, value=before.params if before and before.params is not None else 26_112,
-            step=1000, key=f"{key}-params", help="26,112 is what BitFit trains on MiniLM: a fair common budget.",
-        )  # fmt: skip
+            "Parameters",
+            min_value=0,
+            value=before.params if before and before.params is not None else 26_112,
+            step=1000,
+            key=f"{key}-params",
+            persist_state="session",
+            help="26,112 is what BitFit trains on MiniLM: a fair common budget.",
+        )
         return {"params": value}
     if kind == share:
         percent = before.percent if before and before.percent is not None else 0.1
         return {
             "percent": st.number_input(
-                "Per cent", min_value=0.0, value=float(percent), step=0.05, format="%.6g", key=f"{key}-percent"
+                "Per cent",
+                min_value=0.0,
+                value=float(percent),
+                step=0.05,
+                format="%.6g",
+                key=f"{key}-percent",
+                persist_state="session",
             )
         }
     return None

@@ -67,7 +67,7 @@ def _correct(run_id: str) -> np.ndarray:
     return np.asarray(saved["logits"].argmax(axis=1) == saved["labels"])
 
 
-def table(groups: Sequence[Group]) -> pd.DataFrame:
+def lines(groups: Sequence[Group]) -> pd.DataFrame:
     """One line per group."""
     return pd.DataFrame([_line(group) for group in groups])
 

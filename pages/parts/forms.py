@@ -100,7 +100,7 @@ def _shown(value: Any) -> str:
 
 def _widget(field: Field, name: str, key: str, value: Any) -> Any:
     label = field.get("title", name)
-    common: dict[str, Any] = {"key": key, "help": help_of(field)}
+    common: dict[str, Any] = {"key": key, "help": help_of(field), "persist_state": "session"}
     kind = field.get("type")
     if "enum" in field:
         return st.selectbox(label, field["enum"], index=field["enum"].index(value), **common)

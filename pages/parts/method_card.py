@@ -35,16 +35,16 @@ def _small_card(method: type[Method], choose: Callable[[str], None]) -> None:
 
 def card(method: type[Method]) -> None:
     """The method's card."""
+    st.header(method.title, anchor=False)
+    st.caption(FAMILIES[method.family])
+    st.latex(method.formula)
     left, right = st.columns([3, 2], gap="large")
     with left:
-        st.header(method.title, anchor=False)
-        st.caption(FAMILIES[method.family])
         st.markdown(_lowered(inspect.cleandoc(method.__doc__ or "")))
         if method.notes:
             with st.expander("Where sources differ, and how parameters are counted"):
                 st.markdown(method.notes)
     with right, st.container(border=True):
-        st.latex(method.formula)
         for symbol, meaning in method.symbols.items():
             st.markdown(f"${symbol}$ — {meaning}")
         paper = method.paper
@@ -75,6 +75,8 @@ def _settings(method: type[Method]) -> None:
     ]
     st.dataframe(
         pd.DataFrame(rows), hide_index=True, alt=f"Settings of {method.title}",
+        height="content",
+        row_height=56,
         column_config={"What it does": st.column_config.TextColumn(width="large")},
     )  # fmt: skip
 

@@ -108,6 +108,8 @@ class Watch:
         st.session_state[self.mode_key] = "Paused" if named.isdigit() else start
         if named.isdigit():
             st.session_state[self.step_key] = int(named)
+        elif start == "Playing":
+            st.session_state[self.step_key] = 0
 
     def enter(self, mode: Mode) -> None:
         """Change the mode; the address names the step only while paused."""

@@ -89,4 +89,4 @@ def _title(figure: Chart | Grid, place: str) -> None:
             )
             table = st.popover("Table", type="tertiary", key=f"{place}-table", on_change="rerun")
             if table.open:
-                table.dataframe(figure.data(), hide_index=True, alt=figure.alt, height=320)
+                table.dataframe(figure.data(), hide_index=True, alt=figure.alt, height=320, width=640)

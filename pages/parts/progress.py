@@ -74,10 +74,9 @@ def steps_per_second(snapshot: Snapshot) -> float | None:
 
 
 def since(row: RunRow) -> str:
-    """When it began and how long it took or has taken."""
-    if row.started is None:
-        return f"queued {words.ago(row.created)}"
-    end = row.finished or time.time()
-    return f"started {words.ago(row.started)}, {words.duration(end - row.started)} so far" if not row.is_over else (
-        f"ended {words.ago(end)} after {words.duration(end - row.started)}"
-    )  # fmt: skip
+    """When it began; once it is over, how long it took."""
+    if row.is_over and row.started is not None:
+        end = row.finished or time.time()
+        return f"ended {words.ago(end)} after {words.duration(end - row.started)}"
+    begun = time.strftime("%H:%M", time.localtime(row.started or row.created))
+    return f"started {begun}" if row.started else f"queued {begun}"

@@ -59,8 +59,7 @@ class RecordedRun:
 
     def selection(self) -> Selection:
         """Every entry that the method had selected, in order; none when there were too many to record."""
-        entries = self._recording.selection()
-        return Selection(entries["tensor"], entries["index"], entries["step"])
+        return self._recording.selection()
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

@@ -42,7 +42,7 @@ def summary_metrics(summary: dict[str, Any]) -> None:
 
 def test_results(test: dict[str, Any], key: str) -> None:
     """Confusion matrix and the examples most confidently right and wrong, as plain text."""
-    left, right = st.columns([2, 3], gap="large")
+    left, right = st.columns([1, 2], gap="large")
     with left:
         draw_grid(confusion_grid(np.array(test["confusion"]), tuple(test["labels"])), key=key)
     with right:
@@ -62,8 +62,8 @@ def _examples(title: str, rows: list[dict[str, Any]]) -> None:
     st.dataframe(
         frame[shown],
         hide_index=True,
-        height=240,
-        row_height=48,
+        height=310,
+        row_height=72,
         alt=title,
         column_config={
             "Text": st.column_config.TextColumn(width="large"),
@@ -80,5 +80,5 @@ def recipe(row: RunRow) -> None:
         st.code(parse_spec(row.spec).to_yaml(), language="yaml", height=420)
     with right:
         st.markdown("**The command that repeats it**")
-        st.code(command_of(row.id), language="bash")
+        st.code(command_of(row.id), language="bash", wrap_lines=True)
         st.caption(f"With the spec saved as {row.id}.yaml. On the same machine the numbers are the same.")

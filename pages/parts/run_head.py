@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from urllib.parse import urlencode
 
 import streamlit as st
 
@@ -40,9 +40,10 @@ def head(row: RunRow, snapshot: Snapshot) -> None:
 
 
 def _buttons(row: RunRow) -> None:
-    with st.popover("Link", icon=":material/link:"):
-        st.caption("This view, to share or to return to. A link made while paused keeps the step.")
-        st.code(st.context.url or "", language=None, wrap_lines=True)
+    link = st.popover("Link", icon=":material/link:", on_change="rerun", key="link")
+    if link.open:
+        link.caption("This view, to share or to return to. A link made while paused keeps the step.")
+        link.code(here(), language=None, wrap_lines=True)
     if st.button("Duplicate", icon=":material/content_copy:", help="Launch a run like this one, changed as you like"):
         shell.go("launch", like=row.id)
     mine = may_stop(row, shell.asker())
@@ -85,6 +86,11 @@ def _reason(row: RunRow) -> None:
                 st.code(tail(feed.runs().folder(row.id).log, 40), language=None)
 
 
+def here() -> str:
+    """The address of what is shown."""
+    return f"{st.context.url}?{urlencode(st.query_params.to_dict())}"
+
+
 def standing(run_id: str, snapshot: Snapshot) -> None:
     """Phase and progress of a run that is not over."""
     phase_line(feed.row(run_id), snapshot)
@@ -98,10 +104,23 @@ def starts(row: RunRow) -> str:
     return "Playing" if seconds is not None and seconds < BLINK_SECONDS else "Paused"
 
 
-def picker(key: str) -> tuple[str, Callable[[str], None]]:
-    """The tensor that the address names, and how to change it."""
+class Picked:
+    """The tensor that is shown close up: in the session, and in the address of the page.
 
-    def pick(name: str) -> None:
-        st.query_params[key] = name
+    What a component's callback writes into the address does not reach the browser, so it is written
+    with the next drawing.
+    """
 
-    return st.query_params.get(key, ""), pick
+    def __init__(self, run_id: str) -> None:
+        self._key = f"tensor-{run_id}"
+
+    def pick(self, name: str) -> None:
+        """Remember a tensor that was clicked."""
+        st.session_state[self._key] = name
+
+    def name(self) -> str:
+        """The tensor to show; empty for none."""
+        found: str = st.session_state.setdefault(self._key, st.query_params.get("tensor", ""))
+        if found and st.query_params.get("tensor") != found:
+            st.query_params["tensor"] = found
+        return found

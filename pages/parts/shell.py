@@ -80,6 +80,11 @@ def asker() -> str:
     word = st.session_state["browser"]
     if st.context.cookies.get(COOKIE) != word:
         _REMEMBER(data={"name": COOKIE, "value": word}, key="remember-browser", height=1)
+    return owner_of(word)
+
+
+def owner_of(word: str) -> str:
+    """How the runs of a browser with this word in its cookie are marked."""
     return "browser-" + sha256(word.encode()).hexdigest()[:16]
 
 

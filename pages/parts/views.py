@@ -158,8 +158,8 @@ def ranks(moment: Moment, subject: Subject) -> None:
         return
     shown = [(step, arrays) for step, arrays in frames if step <= moment.step] or frames[:1]
     steps = np.array([step for step, _ in shown])
-    active = np.stack([arrays["active"] for _, arrays in shown])
-    warning = rank_warning(steps, active, moment.total, subject.over and moment.newest)
+    given = np.stack([arrays["allocated"] for _, arrays in shown])
+    warning = rank_warning(steps, given, moment.total, subject.over and moment.newest)
     if warning:
         st.warning(warning, icon=":material/warning:")
     left, right = st.columns(2, gap="large")
@@ -167,7 +167,7 @@ def ranks(moment: Moment, subject: Subject) -> None:
         _rank(moment, subject)
     with right:
         _schedule(moment, subject)
-    draw_grid(rank_timeline(matrices, steps, active, _layers(moment)), key=subject.key)
+    draw_grid(rank_timeline(matrices, steps, given, _layers(moment)), key=subject.key)
 
 
 def _rank(moment: Moment, subject: Subject) -> None:
@@ -177,8 +177,8 @@ def _rank(moment: Moment, subject: Subject) -> None:
     if frame is None or first is None or not matrices:
         return
     step, arrays = frame
-    highest = int(max(first[1]["active"].max(), first[1]["allocated"].max(), arrays["active"].max()))
-    draw_grid(rank_grid(matrices, arrays["active"], highest, _layers(moment), step), key=subject.key)
+    highest = int(max(first[1]["allocated"].max(), arrays["allocated"].max()))
+    draw_grid(rank_grid(matrices, arrays, highest, _layers(moment), step), key=subject.key)
 
 
 def _schedule(moment: Moment, subject: Subject) -> None:

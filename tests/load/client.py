@@ -110,6 +110,8 @@ class Session:
             kind = message.WhichOneof("type")
             if kind == "new_session":
                 self._script = message.new_session.page_script_hash
+                if not message.metadata.run.fragment_ids:  # the whole page starts anew, and its timers with it
+                    self._timers.clear()
             elif kind == "auto_rerun":
                 self._timers[message.auto_rerun.fragment_id] = message.auto_rerun.interval
             elif kind == "stop_auto_rerun":

@@ -100,6 +100,23 @@ def test_rows_no_example_reaches_are_never_selected(cls: type[Selective]) -> Non
         assert len(chosen) == row.eligible
 
 
+def test_rows_marked_as_frozen_stay_frozen_even_with_a_gradient(cls: type[Selective]) -> None:
+    model = tiny_bert()
+    context = task_context(model)
+    marked = [
+        replace(row, frozen_rows=((0, 3), (10, row.shape[0]))) if row.role in ("token", "down") else row
+        for row in context.architecture.parameters
+    ]
+    context = replace(context, architecture=replace(context.architecture, parameters=tuple(marked)))
+    k = cls.eligible(context.architecture, cls.Config())
+    method = make(cls, model, {"k": k}, context=context)
+    Training(method, model, lr=5e-3, score_batches=EXAMPLES).run(batches_of(STEPS))
+    for row in marked:
+        if row.role in ("token", "down") and len(row.shape) == 2:
+            width = row.shape[1]
+            assert selected(method)[row.name] == set(range(3 * width, 10 * width))
+
+
 def test_excluded_tensors_are_never_selected(cls: type[Selective]) -> None:
     groups = ("token", "position", "type", "norm", "bias", "pooler")
     training = trained(cls, 3000, exclude=groups)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.sparse.candidates import BLOCK, TopCandidates, Winners, block_norms
+from engine.sparse.gradient import StreamedGradient
 from engine.sparse.scores import d3, d3_bound
 
 SIZES = (5, 3 * BLOCK, 40 * BLOCK + 17, BLOCK, 1, 12 * BLOCK + 1)
@@ -35,7 +36,7 @@ def stream(
     bound = partial(d3_bound, **knobs) if knobs["exp"] >= 0 else None
     top = TopCandidates(k, partial(d3, **knobs), bound, synchronous=synchronous)
     for number in reversed(range(len(gradients))):  # as the backward pass does
-        top.feed(number, gradients[number], weights[number], block_norms(gradients[number]))
+        top.feed(number, StreamedGradient.of(gradients[number]), weights[number], block_norms(gradients[number]))
     return top.winners()
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from engine.sparse.gradient import StreamedGradient
 from engine.sparse.optimizer import SparseAdamW
 
 ONE = torch.tensor(1.0)
@@ -24,7 +25,7 @@ def gradients(step: int) -> list[torch.Tensor]:
 def train(optimizer: SparseAdamW, steps: range, lr: float = 0.01, scale: torch.Tensor = ONE) -> None:
     for step in steps:
         for number, gradient in enumerate(gradients(step)):
-            optimizer.gather(number, gradient.flatten())
+            optimizer.gather(number, StreamedGradient.of(gradient))
         optimizer.step(lr, scale)
 
 
@@ -68,7 +69,7 @@ def test_clipping_scales_the_gradient() -> None:
         sparse = SparseAdamW(tensors, 1)
         sparse.add(torch.tensor([1]), torch.tensor([4]), step=0)
         assert float(sparse.gradient_square()) == 0.0
-        sparse.gather(1, gradients(0)[1])
+        sparse.gather(1, StreamedGradient.of(gradients(0)[1]))
         assert float(sparse.gradient_square()) == pytest.approx(float(gradients(0)[1][4] ** 2))
         sparse.step(0.01, scale)
         assert float(sparse.state_dict()["m"]) == pytest.approx(0.1 * float(scale * gradients(0)[1][4]))
@@ -91,7 +92,7 @@ def test_a_tensor_that_takes_no_part_does_not_repeat_its_gradient() -> None:
     sparse = SparseAdamW(parameters(), 2)
     sparse.add(torch.tensor([0, 1]), torch.tensor([1, 2]), step=0)
     train(sparse, range(1))
-    sparse.gather(0, gradients(1)[0].flatten())
+    sparse.gather(0, StreamedGradient.of(gradients(1)[0]))
     sparse.step(0.01, ONE)
     state = sparse.state_dict()
     assert float(state["m"][1]) == pytest.approx(0.9 * 0.1 * float(gradients(0)[1][2]))
@@ -103,7 +104,7 @@ def test_half_precision_weights_have_an_fp32_master_copy() -> None:
     sparse = SparseAdamW(tensors, 1)
     sparse.add(torch.tensor([0]), torch.tensor([2]), step=0)
     for _ in range(100):
-        sparse.gather(0, torch.full((4,), -1.0, dtype=torch.bfloat16))
+        sparse.gather(0, StreamedGradient.of(torch.full((4,), -1.0, dtype=torch.bfloat16)))
         sparse.step(1e-3, ONE)
     assert tensors[0].dtype == torch.bfloat16
     assert tensors[0].tolist() == [1.0, 1.0, pytest.approx(1.1, abs=0.005), 1.0]
@@ -129,6 +130,6 @@ def test_resuming_is_bit_for_bit() -> None:
 def test_entries_without_any_gradient_are_counted() -> None:
     sparse = SparseAdamW(parameters(), 3)
     sparse.add(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), step=0)
-    sparse.gather(0, torch.tensor([0.5] + [0.0] * 34))
+    sparse.gather(0, StreamedGradient.of(torch.tensor([0.5] + [0.0] * 34)))
     sparse.step(0.01, ONE)
     assert sparse.unmoved() == 2

@@ -40,6 +40,17 @@ def test_squares_add_up_example_by_example() -> None:
     assert fisher[1].tolist() == [8.0, 0.125]
 
 
+def test_squares_of_a_gradient_by_rows() -> None:
+    rows = torch.sparse_coo_tensor(
+        torch.tensor([[2, 0, 2]]), torch.tensor([[1.0, 2.0], [3.0, 0.0], [1.0, 0.0]]), (4, 2)
+    )
+    by_rows, dense = [torch.zeros(8)], [torch.zeros(8)]
+    for _ in range(2):
+        add_squares(by_rows, [rows], share=0.5)
+        add_squares(dense, [rows.to_dense()], share=0.5)
+    assert torch.equal(by_rows[0], dense[0])
+
+
 def test_magnitudes_are_scored_in_fp32() -> None:
     scores = magnitude(torch.tensor([[-1.5, 0.25]], dtype=torch.bfloat16))
     assert scores.dtype == torch.float32

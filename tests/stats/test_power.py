@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from statsmodels.stats.power import TTestPower
+from statsmodels.stats.power import NormalIndPower, TTestPower
+from statsmodels.stats.proportion import proportion_effectsize
 
 from engine.stats.paired import mcnemar
 from engine.stats.power import (
@@ -51,6 +52,15 @@ def test_unpaired_by_cohens_table() -> None:
     accuracy = 0.5
     expected = np.sin((np.arcsin(np.sqrt(accuracy)) * 2 + 0.20) / 2) ** 2 - accuracy
     assert smallest_unpaired(392, accuracy) == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize(("items", "accuracy"), [(100, 0.5), (1066, 0.84), (25_000, 0.9)])
+def test_unpaired_is_statsmodels(items: int, accuracy: float) -> None:
+    effect = NormalIndPower().solve_power(nobs1=items, alpha=0.05, power=0.8)
+    found = smallest_unpaired(items, accuracy)
+    lower = proportion_effectsize(accuracy, accuracy - found)
+    upper = proportion_effectsize(accuracy + found, accuracy) if accuracy + found <= 1 else effect
+    assert min(abs(lower - effect), abs(upper - effect)) < 1e-4
 
 
 def test_unpaired_is_larger_than_paired() -> None:

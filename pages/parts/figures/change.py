@@ -51,6 +51,8 @@ def scatter_chart(
         y="change of magnitude (mean of | |w| − |w₀| |)",
         alt=correlation_sentence(magnitude, direction),
         series=tuple(series),
+        x_format=".1~e",
+        y_format=".1~e",
         height=360,
     )
 

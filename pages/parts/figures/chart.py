@@ -64,7 +64,7 @@ class Chart:
         x_range: fixed ends of the x axis, so that a live chart fills instead of rescaling.
         y_range: fixed ends of the y axis.
         log_x, log_y: logarithmic axes.
-        y_format: number format of the y axis (d3), for example ``"%"``.
+        y_format, x_format: number formats of the axes (d3), for example ``"%"``.
     """
 
     name: str
@@ -78,6 +78,7 @@ class Chart:
     log_x: bool = False
     log_y: bool = False
     y_format: str = ""
+    x_format: str = ""
     height: int = 280
 
     @property

@@ -32,10 +32,10 @@ def confusion_grid(counts: np.ndarray, labels: tuple[str, ...]) -> Grid:
     short = tuple(_cut(label) for label in labels)
     return Grid(
         name="confusion",
-        title="Confusion on the test set: rows are the right classes, columns the answers",
+        title="Confusion on the test set",
         alt=f"{right:,} of {int(counts.sum()):,} right.",
         high=1.0,
-        unit="share of the row",
+        unit="share of the row (right class)",
         tick=percent,
         sections=(Section(short, short, cells, groups=(("answered", len(labels)),)),),
         table=pd.DataFrame(counts, index=pd.Index(labels, name="right class"), columns=labels).reset_index(),

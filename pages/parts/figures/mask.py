@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -96,7 +95,7 @@ def matrix_grid(row: Row, layers: int, index: np.ndarray, moved: np.ndarray, unt
         until: steps done at the moment shown.
     """
     shape = matrix_shape(row["shape"])
-    block = (-(-shape[0] // MAP_ROWS), -(-shape[1] // MAP_COLUMNS))
+    block = block_of(shape)
     counts = block_counts(index, shape, block)
     full = block[0] * block[1]
     name = title_of(row, layers)
@@ -126,6 +125,17 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     return width, size // width
 
 
+def block_of(shape: tuple[int, int]) -> tuple[int, int]:
+    """Entries per block, (rows, columns): square blocks, so that the picture has the matrix's shape.
+
+    Very long matrices, such as embeddings, would leave nothing to see; theirs are long as well.
+    """
+    down, across = -(-shape[0] // MAP_ROWS), -(-shape[1] // MAP_COLUMNS)
+    if max(down, across) > 8 * min(down, across):
+        return down, across
+    return max(down, across), max(down, across)
+
+
 def block_counts(index: np.ndarray, shape: tuple[int, int], block: tuple[int, int]) -> np.ndarray:
     """Selected entries per block: int64 (ceil(rows / block rows), ceil(columns / block columns))."""
     high, wide = -(-shape[0] // block[0]), -(-shape[1] // block[1])
@@ -134,10 +144,10 @@ def block_counts(index: np.ndarray, shape: tuple[int, int], block: tuple[int, in
     return np.bincount(flat, minlength=high * wide).reshape(high, wide)
 
 
-def entries_of(selection: Any, tensor: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def entries_of(selection: Mapping[str, np.ndarray], tensor: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Flat positions and selection steps of one tensor's first `count` entries, in order of selection.
 
     With the count that a frame recorded this is the exact mask of the frame's moment.
     """
-    mine = np.flatnonzero(selection.tensor == tensor)[:count]
-    return selection.index[mine], selection.step[mine]
+    mine = np.flatnonzero(selection["tensor"] == tensor)[:count]
+    return selection["index"][mine], selection["step"][mine]

@@ -26,7 +26,7 @@ def plotly_figure(chart: Chart) -> go.Figure:
         hovermode="closest" if all(s.kind == "points" for s in chart.shown) else "x unified",
         showlegend=True,
     )
-    figure.update_xaxes(title=chart.x, **_axis(chart.x_range, chart.log_x))
+    figure.update_xaxes(title=chart.x, tickformat=chart.x_format or None, **_axis(chart.x_range, chart.log_x))
     figure.update_yaxes(title=chart.y, tickformat=chart.y_format or None, **_axis(chart.y_range, chart.log_y))
     return figure
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from engine.probes.rank import ever_moved
 from pages.parts.figures.chart import Chart, Series
 from pages.parts.figures.grid import Cell, Grid, Section
 from pages.parts.figures.layers import Row, sections, title_of
@@ -17,40 +18,44 @@ COLUMNS = 60
 """Most moments shown in the timeline."""
 
 
-def rank_grid(matrices: Sequence[Row], active: np.ndarray, highest: int, layers: int, step: int) -> Grid:
-    """Rank in effect per matrix, layers by roles; `highest` is the rank at the top of the scale."""
+def rank_grid(matrices: Sequence[Row], frame: Mapping[str, np.ndarray], highest: int, layers: int, step: int) -> Grid:
+    """Rank that each matrix was given, layers by roles; `highest` is at the top of the colour scale."""
     titles = [title_of(row, layers) for row in matrices]
+    given, active = frame["allocated"], frame["active"]
 
     def cell(i: int, row: int, column: int) -> Cell:
-        return Cell(row, column, float(active[i]), str(int(active[i])), f"{titles[i]}\nrank {int(active[i])}")
+        hover = f"{titles[i]}\nrank {given[i]}, of which {active[i]} in effect"
+        return Cell(row, column, float(given[i]), str(int(given[i])), hover)
 
-    order = np.argsort(-active, kind="stable")
-    extremes = f"Highest: {titles[order[0]]} {active[order[0]]}; lowest: {titles[order[-1]]} {active[order[-1]]}."
+    order = np.argsort(-given, kind="stable")
+    extremes = f"Highest: {titles[order[0]]} {given[order[0]]}; lowest: {titles[order[-1]]} {given[order[-1]]}."
     return Grid(
         name="rank",
         title=f"Rank of each matrix, after step {step:,}",
-        alt=f"{int(active.sum())} ranks over {len(active)} matrices. {extremes}",
+        alt=f"{int(given.sum())} ranks over {len(given)} matrices. {extremes}",
         high=float(max(1, highest)),
         marks=(0.0, float(max(1, highest))),
-        unit="rank in effect",
+        unit="rank given to the matrix",
         tick=lambda value: f"{value:.0f}",
         sections=sections(matrices, layers, cell),
-        table=pd.DataFrame({"matrix": [row["name"] for row in matrices], "where": titles, "rank": active}),
+        table=pd.DataFrame(
+            {"matrix": [row["name"] for row in matrices], "where": titles, "rank": given, "in effect": active}
+        ),
     )
 
 
-def rank_timeline(matrices: Sequence[Row], steps: np.ndarray, active: np.ndarray, layers: int) -> Grid:
+def rank_timeline(matrices: Sequence[Row], steps: np.ndarray, given: np.ndarray, layers: int) -> Grid:
     """Rank per matrix over the run.
 
     Args:
         matrices: M rows.
         steps: (F,), the moments.
-        active: int (F, M), ranks in effect.
+        given: int (F, M), the ranks that the matrices were given.
         layers: number of blocks.
     """
     kept = np.unique(np.linspace(0, len(steps) - 1, min(COLUMNS, len(steps))).round().astype(int))
     titles = [title_of(row, layers) for row in matrices]
-    shown = active[kept]
+    shown = given[kept]
     cells = tuple(
         Cell(m, f, float(shown[f, m]), "", f"{titles[m]}\nafter step {steps[k]:,}: rank {shown[f, m]}")
         for f, k in enumerate(kept)
@@ -58,16 +63,16 @@ def rank_timeline(matrices: Sequence[Row], steps: np.ndarray, active: np.ndarray
     )
     every = max(1, len(kept) // 6)
     labels = tuple(f"{steps[k]:,}" if f % every == 0 else "" for f, k in enumerate(kept))
-    changed = int((active != active[0]).any(axis=0).sum())
+    changed = int((given != given[0]).any(axis=0).sum())
     table = pd.DataFrame(shown, columns=[row["name"] for row in matrices])
     table.insert(0, "step", steps[kept])
     return Grid(
         name="rank-timeline",
         title="Rank of each matrix over the steps",
         alt=f"{changed} of {len(titles)} matrices changed their rank so far.",
-        high=float(max(1, active.max())),
-        marks=(0.0, float(max(1, active.max()))),
-        unit="rank in effect",
+        high=float(max(1, given.max())),
+        marks=(0.0, float(max(1, given.max()))),
+        unit="rank given to the matrix",
         tick=lambda value: f"{value:.0f}",
         sections=(Section(tuple(titles), labels, cells, gaps=False),),
         table=table,
@@ -78,6 +83,8 @@ def schedule_chart(scalars: Scalars, steps: int, style: Style, theme: Theme, at:
     """Total rank in effect against the schedule of the budget."""
     nothing = (np.empty(0), np.empty(0))
     x, y = scalars.get("rank/active", nothing)
+    begun = x > 0  # before the first step every factor is zero by construction, and so no rank is in effect
+    x, y = x[begun], y[begun]
     u, v = scalars.get("rank/budget", nothing)
     latest = f"{y[-1]:,.0f} ranks in effect at step {x[-1]:,.0f}." if len(y) else "No ranks yet."
     return Chart(
@@ -95,16 +102,16 @@ def schedule_chart(scalars: Scalars, steps: int, style: Style, theme: Theme, at:
     )
 
 
-def rank_warning(steps: np.ndarray, active: np.ndarray, total_steps: int, finished: bool) -> str:
+def rank_warning(steps: np.ndarray, given: np.ndarray, total_steps: int, finished: bool) -> str:
     """A warning when ranks never move; empty while there is no reason for one.
 
     Args:
         steps: (F,), the moments of the frames.
-        active: int (F, M), ranks in effect.
+        given: int (F, M), the ranks that the matrices were given.
         total_steps: of the run.
         finished: whether the run is over.
     """
-    if len(steps) < 2 or (active != active[0]).any():
+    if len(steps) < 2 or ever_moved(list(given)):
         return ""
     if not finished and steps[-1] < 0.5 * total_steps:
         return ""

@@ -15,7 +15,8 @@ def vega_spec(chart: Chart) -> dict[str, Any]:
     def by_series(values: list[Any]) -> dict[str, Any]:
         return {"field": "series", "type": "nominal", "scale": {"domain": names, "range": values}}
 
-    legend = {"legend": {"title": None, "orient": "top", "columns": 3, "labelLimit": 320}}
+    symbol = {} if all(series.kind == "points" for series in shown) else {"symbolType": "stroke", "symbolSize": 250}
+    legend = {"legend": {"title": None, "orient": "top", "columns": 2, "labelLimit": 260, **symbol}}
     colours = by_series([series.colour for series in shown]) | legend
     dashes = by_series([list(series.dash) or [1, 0] for series in shown]) | legend
     opacity = by_series([0.35 if series.faint else 1.0 for series in shown]) | legend
@@ -23,7 +24,7 @@ def vega_spec(chart: Chart) -> dict[str, Any]:
     x = {"field": "x", "type": "quantitative", "title": chart.x, "scale": _scale(chart.x_range, chart.log_x)}
     y = {"field": "y", "type": "quantitative", "title": chart.y, "scale": _scale(chart.y_range, chart.log_y)}
     y["axis"] = {"format": chart.y_format} if chart.y_format else {}
-    x["axis"] = {"grid": False, "tickCount": 6, "format": "~s" if chart.log_x else ",~r"}
+    x["axis"] = {"grid": False, "tickCount": 6, "format": chart.x_format or ("~s" if chart.log_x else ",~r")}
     tooltip = [
         {"field": "series", "type": "nominal", "title": "Series"},
         {"field": "x", "type": "quantitative", "title": chart.x, "format": ",.6~g"},

@@ -1,0 +1,260 @@
+"""Figures are pure: what goes in must come out, in both renderers and in the table behind them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine.methods.registry import methods
+from pages.parts.figures.change import change_grid, correlation_sentence, path_chart, scatter_chart
+from pages.parts.figures.chart import Chart, Series, smoothed
+from pages.parts.figures.comparison import Curve, Point, overlay_chart, pareto_chart
+from pages.parts.figures.confusion import confusion_grid
+from pages.parts.figures.cost import cost_charts
+from pages.parts.figures.curves import accuracy_chart, loss_chart
+from pages.parts.figures.grid import ceiling, decade, percent
+from pages.parts.figures.layers import sections
+from pages.parts.figures.mask import block_counts, block_of, entries_of, growth_chart, mask_grid, matrix_grid
+from pages.parts.figures.palette import Style, colour, scale, style_of
+from pages.parts.figures.plotly import plotly_figure
+from pages.parts.figures.rank import rank_grid, rank_timeline, rank_warning, schedule_chart
+from pages.parts.figures.vega import vega_spec
+
+STYLE = Style("#C94F00", "triangle-up", (6, 3))
+
+
+def row(name: str, layer: int, role: str, part: str, *shape: int) -> dict:
+    size = int(np.prod(shape))
+    return {"name": name, "layer": layer, "role": role, "part": part, "shape": list(shape), "eligible": size}
+
+
+LAYOUT = [
+    row("tokens", -1, "token", "weight", 10, 4),
+    row("q0", 0, "q", "weight", 4, 4),
+    row("q0b", 0, "q", "bias", 4),
+    row("q1", 1, "q", "weight", 4, 4),
+    row("up1", 1, "up", "weight", 8, 4),
+    row("pool", 2, "pooler", "weight", 4, 4),
+]
+
+
+def curve(*values: float) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(1, len(values) + 1), np.array(values)
+
+
+def test_smoothing_has_no_bias_at_its_start():
+    assert smoothed(np.full(5, 3.0), 0.9) == pytest.approx(np.full(5, 3.0))
+    assert smoothed(np.array([1.0, 2.0]), 0.5) == pytest.approx([1.0, (0.25 + 1.0) / 0.75])
+
+
+def test_both_renderers_and_the_table_show_the_same_numbers():
+    scalars = {"train/loss": curve(0.9, 0.7, 0.6), "validation/loss": curve(0.8, 0.65)}
+    chart = loss_chart(scalars, 10, STYLE, "light", at=2)
+    table = chart.table()
+    assert table[table.series == "training, each batch"].y.tolist() == [0.9, 0.7, 0.6]
+    figure = plotly_figure(chart)
+    drawn = {trace.name: list(trace.y) for trace in figure.data}
+    assert drawn["training, each batch"] == [0.9, 0.7, 0.6]
+    assert drawn["validation"] == [0.8, 0.65]
+    assert figure.layout.shapes[0].x0 == 2
+    domain = vega_spec(chart)["layer"][0]["encoding"]["color"]["scale"]
+    assert dict(zip(domain["domain"], domain["range"], strict=True))["training, each batch"] == STYLE.colour
+
+
+def test_a_chart_without_any_number_is_still_a_chart():
+    chart = accuracy_chart({}, {}, 10, STYLE, "dark")
+    assert chart.table().empty
+    assert vega_spec(chart)["layer"]
+    assert len(plotly_figure(chart).data) == 0
+
+
+def test_live_spec_stays_the_same_while_numbers_come_in():
+    # The browser rebuilds a chart whose spec changes; only the data may.
+    first = loss_chart({"train/loss": curve(0.9, 0.7), "validation/loss": curve(0.8)}, 10, STYLE, "light")
+    later = loss_chart({"train/loss": curve(0.9, 0.7, 0.2), "validation/loss": curve(0.8, 0.3)}, 10, STYLE, "light")
+    assert vega_spec(first) == vega_spec(later)
+
+
+def test_accuracy_is_drawn_against_the_largest_class_and_the_untrained_model():
+    chart = accuracy_chart({"validation/accuracy": curve(0.6)}, {"majority": 0.52, "step0": 0.48}, 5, STYLE, "light")
+    levels = {series.name: series.y[0] for series in chart.shown if series.kind == "level"}
+    assert levels == {"largest class": 0.52, "before training": 0.48}
+    assert chart.y_range is not None
+    assert chart.y_range[0] <= 0.48
+    assert "52.0%" in chart.alt
+
+
+def test_text_in_plotly_labels_is_not_markup():
+    series = Series("<b>x</b>", [1], [2], "#000000", "points", labels=("<script>alert(1)</script>",))
+    figure = plotly_figure(Chart("n", "t", "x", "y", (series,), "alt"))
+    assert figure.data[0].text == ("&lt;script&gt;alert(1)&lt;/script&gt;",)
+    assert "<b>x" not in figure.data[0].hovertemplate
+
+
+def test_mask_grid_places_every_tensor_and_its_share():
+    counts = np.array([4, 8, 1, 0, 16, 2])
+    grid = mask_grid(LAYOUT, counts, 2, 7)
+    before, blocks, after = grid.sections
+    assert (before.rows, after.rows) == (("embeddings",), ("top",))
+    assert blocks.rows == ("layer 0", "layer 1")
+    assert blocks.groups == (("query", 2), ("up", 1))
+    shares = {cell.id: cell.value for section in grid.sections for cell in section.cells}
+    assert shares == pytest.approx({"tokens": 0.1, "q0": 0.5, "q0b": 0.25, "q1": 0, "up1": 0.5, "pool": 0.125})
+    assert "31 entries" in grid.alt
+    assert grid.table["selected"].tolist() == counts.tolist()
+
+
+def test_sections_leave_out_part_titles_when_there_is_one_part_only():
+    only = [row for row in LAYOUT if row["part"] == "weight"]
+    grid = mask_grid(only, np.zeros(len(only), int), 2, 0)
+    assert all(set(section.columns) == {""} for section in grid.sections)
+    assert sections([], 2, lambda *_: None) == ()
+
+
+def test_matrix_grid_counts_every_selected_entry_once():
+    index = np.array([0, 1, 5, 4 * 384, 383 * 384 + 383])
+    grid = matrix_grid(row("w", 0, "q", "weight", 384, 384), 6, index, index * 0, 3)
+    assert grid.dense is not None
+    assert grid.dense.counts.sum() == 5
+    assert grid.dense.block == (4, 4)
+    assert grid.dense.counts[0, 0] == 2
+    assert grid.table["row"].tolist() == [0, 0, 0, 4, 383]
+
+
+def test_blocks_cover_matrices_of_any_shape():
+    for shape in [(30522, 384), (7, 3), (1, 1), (384, 1536)]:
+        block = block_of(shape)
+        last = shape[0] * shape[1] - 1
+        counts = block_counts(np.array([last]), shape, block)
+        assert counts.sum() == counts[-1, -1] == 1
+
+
+def test_entries_of_one_tensor_are_the_first_that_a_frame_counted():
+    selection = {"tensor": np.array([1, 0, 1, 1]), "index": np.array([7, 3, 2, 9]), "step": np.array([0, 0, 1, 2])}
+    index, steps = entries_of(selection, 1, 2)
+    assert index.tolist() == [7, 2]
+    assert steps.tolist() == [0, 1]
+
+
+def test_growth_is_drawn_against_the_budget():
+    chart = growth_chart({"mask/selected": curve(10, 40)}, 50, 10, STYLE, "light")
+    assert chart.alt == "40 of 50 selected by step 2."
+    assert chart.y_range == (0, pytest.approx(54))
+
+
+MATRICES = [row("a", 0, "q", "weight", 4, 4), row("b", 1, "v", "weight", 4, 4)]
+
+
+def test_rank_pictures_show_what_was_given():
+    frame = {"allocated": np.array([3, 1]), "active": np.array([3, 0])}
+    grid = rank_grid(MATRICES, frame, 6, 2, 9)
+    assert [cell.text for cell in grid.sections[0].cells] == ["3", "1"]
+    assert "of which 0 in effect" in grid.sections[0].cells[1].hover
+    line = rank_timeline(MATRICES, np.arange(200), np.tile([3, 1], (200, 1)), 2)
+    assert len(line.sections[0].columns) <= 60
+    assert "0 of 2 matrices changed" in line.alt
+
+
+@pytest.mark.parametrize(
+    ("given", "last", "finished", "warned"),
+    [
+        ([[2, 2], [2, 2]], 40, True, True),
+        ([[2, 2], [2, 2]], 60, False, True),
+        ([[2, 2], [2, 2]], 20, False, False),
+        ([[2, 2], [2, 1]], 40, True, False),
+    ],
+)
+def test_a_warning_appears_when_ranks_never_move(given, last, finished, warned):
+    text = rank_warning(np.array([0, last]), np.array(given), 100, finished)
+    assert bool(text) == warned
+
+
+def test_schedule_begins_with_the_first_step():
+    # At step 0 every factor is zero; that is no rank that anything was taken from.
+    chart = schedule_chart({"rank/active": (np.array([0, 1]), np.array([0.0, 12.0]))}, 5, STYLE, "light")
+    assert chart.series[1].y.tolist() == [12.0]
+
+
+def test_change_is_shown_per_matrix_and_its_correlation_said():
+    magnitude, direction = np.array([0.1, 0.2, 0.3]), np.array([0.01, 0.02, 0.03])
+    three = [*MATRICES, row("c", 1, "q", "weight", 4, 4)]
+    chart = scatter_chart(three, magnitude, direction, 2, 5, "light")
+    assert {series.name for series in chart.series} == {"query", "value"}
+    assert "r = +1.00" in chart.alt
+    assert "Too few" in correlation_sentence(magnitude[:1], direction[:1])
+    grid = change_grid(three, magnitude, "relative", 2, 5)
+    assert grid.sections[0].cells[0].text == "10%"
+    path = path_chart(np.array([0, 5]), np.array([[0, 0], [1, 3]]), np.array([[0, 0], [2, 2]]), 10, STYLE)
+    assert path.series[0].y.tolist() == [0, 1]
+
+
+def test_cost_charts_are_of_what_was_reported():
+    charts = cost_charts({"step/seconds": curve(0.01, 0.02), "train/loss": curve(1.0)}, 10, STYLE)
+    assert [chart.name for chart in charts] == ["step-time"]
+    assert charts[0].series[0].y == pytest.approx([10, 20])
+
+
+def test_confusion_rows_are_the_right_classes():
+    grid = confusion_grid(np.array([[8, 2], [0, 0]]), ("bad", "good"))
+    assert [cell.value for cell in grid.sections[0].cells] == [0.8, 0.2, 0, 0]
+    assert grid.alt == "8 of 10 right."
+
+
+def test_comparison_draws_family_colour_and_method_dash():
+    curves = [Curve("A", "lora", {"validation/accuracy": curve(0.5)}), Curve("B", "dora", {})]
+    chart = overlay_chart(curves, "validation/accuracy", "light", majority=0.4)
+    assert [series.name for series in chart.shown] == ["largest class", "A"]
+    points = [Point("A", "lora", 100, 0.7, 0.6, 0.8), Point("B", "full", 9000, 0.8, None, None)]
+    pareto = pareto_chart(points, "dark")
+    assert pareto.log_x
+    assert pareto.alt.startswith("Highest: B")
+    assert plotly_figure(pareto).data[0].error_y.array == pytest.approx([0.1])
+
+
+def test_methods_of_one_family_share_a_colour_and_differ_by_marker():
+    by_family: dict[str, set] = {}
+    for name, method in methods().items():
+        style = style_of(name, "light")
+        assert style.colour == colour(method.family, "light")
+        seen = by_family.setdefault(method.family, set())
+        assert style.marker not in seen, name
+        seen.add(style.marker)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_lines_stand_out_from_the_page(theme):
+    back = {"light": "#FFFFFF", "dark": "#12161C"}[theme]
+    for name in ("baseline", "additive", "selective", "reparameterised", "mixture", "zeroth-order"):
+        assert contrast(colour(name, theme), back) >= 3
+    assert len(scale(theme)) == 10
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG contrast ratio of two colours."""
+
+    def luminance(hexed: str) -> float:
+        parts = [int(hexed[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_scales_end_at_round_numbers():
+    assert [ceiling(v) for v in (0, 0.03, 0.2, 7, 10)] == [1.0, 0.05, 0.2, 10, 10]
+    assert [decade(v) for v in (0, 0.004, 0.01, 0.3, 1.0)] == pytest.approx([0.01, 0.01, 0.01, 1, 1])
+
+
+def test_shares_are_written_with_the_digits_they_need():
+    assert [percent(v) for v in (0, 1, 0.12345, 0.012345, 0.00012)] == ["0", "100%", "12%", "1.2%", "0.012%"]
+
+
+def test_payload_of_a_grid_is_plain_json():
+    import json
+
+    grid = mask_grid(LAYOUT, np.arange(6), 2, 1)
+    drawn = json.loads(json.dumps(grid.payload("dark", "q0")))
+    assert drawn["selected"] == "q0"
+    assert len(drawn["sections"][1]["cells"]) == 4
+    assert len(drawn["scale"]["ticks"]) == 5

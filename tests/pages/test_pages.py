@@ -1,0 +1,235 @@
+"""Each page over a small real store: what it shows, what its buttons do, and that text stays text."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.errors import UnknownName
+from engine.methods.registry import methods
+from tests.pages.conftest import NASTY, STEPS
+
+
+def no_error(app):
+    assert not app.exception, app.exception
+    return app
+
+
+def kinds(app) -> set[str]:
+    return {element.type for element in app.main}
+
+
+@pytest.mark.parametrize("page", ["start", "launch", "run", "compare", "methods", "try_it", "data", "engine"])
+def test_every_page_opens_on_an_empty_store(house, page):
+    no_error(house.open(page))
+
+
+def test_start_offers_the_first_example_and_lists_runs(house, words_of):
+    house.finish(house.add())
+    app = no_error(house.open("start"))
+    assert "Run the first example" in [button.label for button in app.button]
+    assert app.dataframe[0].value["Run"].tolist() == [row.id for row in house.runs.list()]
+    assert "asleep" in words_of(app)
+
+
+@pytest.mark.parametrize("method", ["id3", "adalora"])
+def test_every_view_of_a_finished_run_is_drawn(house, method):
+    run_id = house.add(method)
+    house.finish(run_id)
+    for view in ("overview", "curves", "masks", "ranks", "change", "cost", "result", "recipe"):
+        app = no_error(house.open("run", run=run_id, view=view))
+        if view != "recipe":
+            assert app.get("plotly_chart") or app.get("bidi_component"), view
+        assert not app.get("vega_lite_chart"), "a finished run is shown with Plotly"
+
+
+def test_finished_run_shows_accuracy_with_its_interval(house, words_of):
+    run_id = house.add()
+    house.finish(run_id)
+    text = words_of(house.open("run", run=run_id))
+    summary = house.runs.get(run_id).summary
+    assert f"Test accuracy: {100 * summary['accuracy']['test']:.1f} %" in text
+    assert "Trained: 5,000" in text
+
+
+def test_texts_of_the_data_are_never_read_as_markup(house, words_of):
+    run_id = house.add()
+    house.finish(run_id)
+    app = no_error(house.open("run", run=run_id, view="result"))
+    frames = [frame.value for frame in app.dataframe]
+    assert sum(NASTY in frame.to_string() for frame in frames if "Text" in frame) == 2
+    for element in [*app.markdown, *app.caption]:
+        assert "script" not in element.value
+    preview = no_error(house.open("launch", like=run_id))
+    assert all("script" not in element.value for element in [*preview.markdown, *preview.caption])
+
+
+def test_notes_and_reasons_are_shown_as_text(house, words_of):
+    from engine.store.run_file import RunWriter
+
+    run_id = house.add()
+    house.begin(run_id)
+    with RunWriter(house.runs.folder(run_id).database) as sink:
+        sink.note("warning", f"Unknown label {NASTY}")
+    house.runs.finish(run_id, "failed", error=f"Cannot use {NASTY}", todo="Look at the file.")
+    app = no_error(house.open("run", run=run_id))
+    assert f"Cannot use {NASTY}" in [element.value for element in app.text]
+    assert "\\<script\\>" in app.warning[0].value
+    assert "Resume" in [button.label for button in app.button]
+
+
+def test_active_run_is_shown_live_with_phase_and_speed(house, words_of):
+    run_id = house.add()
+    house.begin(run_id)
+    house.record(run_id, 8)
+    app = no_error(house.open("run", run=run_id, view="curves"))
+    assert app.get("vega_lite_chart")
+    assert not app.get("plotly_chart")
+    assert "**training**" in words_of(app)
+    assert "step 8 of 20 · 20.0 steps/s · about 0.6 s left" in str(app.get("progress")[0].proto.text)
+    assert app.slider[0].value == 8
+
+
+def test_first_steps_are_not_yet_extrapolated(house):
+    run_id = house.add()
+    house.begin(run_id)
+    house.record(run_id, 2)
+    app = no_error(house.open("run", run=run_id))
+    assert "estimating" in app.get("progress")[0].proto.text
+
+
+def test_moving_the_slider_stands_still_and_goes_into_the_address(house):
+    run_id = house.add()
+    house.begin(run_id)
+    house.record(run_id, 8)
+    app = house.open("run", run=run_id, view="masks")
+    app.slider[0].set_value(5).run()
+    no_error(app)
+    assert app.query_params["t"] == "5"
+    assert "after step 5" in " ".join(element.value for element in app.markdown)
+    later = no_error(house.open("run", run=run_id, view="masks", t="3"))
+    assert later.slider[0].value == 3
+    assert later.get("plotly_chart"), "paused views are drawn to be explored"
+
+
+def test_a_picked_tensor_shows_its_exact_mask_at_the_step(house, words_of):
+    run_id = house.add()
+    house.finish(run_id)
+    layout = (
+        __import__("engine.store.run_file", fromlist=["RunReader"])
+        .RunReader(house.runs.folder(run_id).database)
+        .meta("layout")
+    )
+    app = no_error(house.open("run", run=run_id, view="masks", tensor=layout[5]["name"], t="7"))
+    assert "21 entries selected" in words_of(app)
+
+
+def test_a_run_over_in_a_blink_is_played_back(house, words_of):
+    run_id = house.add()
+    house.finish(run_id, training_seconds=3.0)
+    app = no_error(house.open("run", run=run_id))
+    assert "Replay of recorded frames" in words_of(app)
+    assert app.slider[0].value < STEPS
+
+
+def test_stop_asks_how_and_only_the_owner_may(house):
+    mine, foreign = house.add(), house.add(owner="browser-x", seed=1)
+    app = house.open("run", run=mine)
+    next(button for button in app.button if button.label == "Stop").click().run()
+    labels = [button.label for button in app.button]
+    assert {"Stop and keep the checkpoint", "Stop and discard the checkpoint", "Keep training"} <= set(labels)
+    # This browser is the machine's own user, who may stop anything.
+    other = house.open("run", run=foreign)
+    assert not next(button for button in other.button if button.label == "Stop").disabled
+
+
+@pytest.mark.parametrize("disguise", ["elsewhere", "through a proxy"])
+def test_other_browsers_may_stop_their_own_runs_only(house, connection, disguise):
+    from pages.parts import shell
+
+    connection.cookies[shell.COOKIE] = "random"
+    if disguise == "elsewhere":
+        connection.remote_ip = "192.168.1.7"
+    else:
+        connection.headers.append(("X-Forwarded-For", "192.168.1.7"))
+    mine = house.add(owner=shell.owner_of("random"))
+    foreign = house.add(seed=1)
+    stops = {
+        run_id: next(button for button in house.open("run", run=run_id).button if button.label == "Stop").disabled
+        for run_id in (mine, foreign)
+    }
+    assert stops == {mine: False, foreign: True}
+
+
+def test_unknown_run_says_so_and_leads_back(house, words_of):
+    app = no_error(house.open("run", run="20260101-000000-id3-abcd"))
+    with pytest.raises(UnknownName) as error:
+        house.runs.get("20260101-000000-id3-abcd")
+    assert error.value.what in words_of(app)
+    no_error(house.open("run", run="../../etc/passwd"))
+
+
+def test_plan_is_shown_before_launch(house, words_of):
+    run_id = house.add()
+    text = words_of(no_error(house.open("launch", like=run_id)))
+    assert "The method trains: 5,000" in text
+    assert "Task head, apart: 770" in text
+    assert "Memory: ~" in text
+    assert "test items" in text
+
+
+def test_a_budget_out_of_reach_is_refused_with_a_reason(house, words_of):
+    run_id = house.add()
+    app = house.open("launch", like=run_id)
+    app.number_input(key=f"launch-{run_id}-params").set_value(0).run()
+    no_error(app)
+    assert "trains nothing" in words_of(app)
+    assert "Launch" not in [button.label for button in app.button]
+
+
+def test_an_identical_finished_run_is_offered(house, words_of):
+    run_id = house.add()
+    house.finish(run_id)
+    app = no_error(house.open("launch", like=run_id))
+    assert "This exact run is there already" in words_of(app)
+    assert next(button for button in app.button if button.label.startswith("Launch")).disabled
+
+
+def test_a_file_outside_the_roots_is_refused_and_nothing_is_lost(house, words_of):
+    run_id = house.add()
+    app = house.open("launch", like=run_id)
+    app.text_input(key=f"launch-{run_id}-path").set_value("/etc/hostname.csv").run()
+    no_error(app)
+    assert "outside the folders" in words_of(app)
+    assert app.number_input(key=f"launch-{run_id}-params").value == 5000
+
+
+def test_compare_puts_seeds_together_and_says_what_can_be_concluded(house, words_of):
+    for seed in (0, 1):
+        house.finish(house.add("id3", seed))
+        house.finish(house.add("lora", seed))
+    app = no_error(house.open("compare"))
+    table = app.dataframe[0].value
+    assert table["Seeds"].tolist() == [2, 2]
+    assert all("over 2 seeds" in text for text in table["Interval"])
+    assert "What can be concluded" in words_of(app)
+    assert "told apart" in words_of(app)
+
+
+def test_methods_have_a_card_each(house, words_of):
+    for name, method in methods().items():
+        text = words_of(no_error(house.open("methods", method=name)))
+        assert method.paper.title in text
+        assert method.formula in text
+
+
+def test_data_shows_the_first_batch_with_padding(house):
+    app = no_error(house.open("data"))
+    tokens = next(frame.value for frame in app.dataframe if "[CLS]" in frame.value.to_string())
+    assert "[PAD]" in tokens.to_string()
+    assert "[SEP]" in tokens.to_string()
+
+
+def test_engine_page_lists_the_queue(house):
+    waiting = house.add()
+    app = no_error(house.open("engine"))
+    assert waiting in app.dataframe[0].value["Run"].tolist()
