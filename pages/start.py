@@ -7,7 +7,7 @@ from engine.jobs import client
 from pages.parts import feed, first, shell, words
 from pages.parts.panel import watch
 from pages.parts.recorded import RecordedRun, recordings
-from pages.parts.tables import dataset_title, method_title, runs_table
+from pages.parts.tables import BRIEF, dataset_title, method_title, runs_table
 from pages.parts.views import Subject, overview
 
 shell.enter()
@@ -52,14 +52,14 @@ with left:
     rows = feed.listed()[:6]
     if not rows:
         st.caption("None yet: the first example takes about a minute.")
-    elif chosen := runs_table(rows, key="recent-runs"):
+    elif chosen := runs_table(rows, key="recent-runs", columns=BRIEF):
         shell.go("run", run=chosen[0])
 with right:
     st.subheader("Engine", anchor=False)
     state = client.engine_state(settings.home())
     if state:
         st.badge("running", color="green", icon=":material/check_circle:")
-        st.caption(f"{len(state.slots)} places for runs, since {words.ago(state.started)}")
+        st.caption(f"{words.number(len(state.slots), 'place')} for runs, since {words.ago(state.started)}")
     else:
         st.badge("asleep", color="gray", icon=":material/bedtime:")
         st.caption("It starts by itself with the next run.")

@@ -17,7 +17,6 @@ from engine.models.architecture import Architecture, Parameter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import torch
     from torch import nn
@@ -204,14 +203,6 @@ class Selective(Method):
             return None
         return self._tensors[number].detach() - base
 
-    def eligibility(self) -> dict[str, Any]:
-        """What could be selected, as plain data for an export's metadata."""
-        return {
-            "exclude": list(getattr(self.config, "exclude", ())),
-            "eligible": sum(row.eligible for row in self.rows),
-            "frozen_rows": {row.name: [list(rows) for rows in row.frozen_rows] for row in self.rows if row.frozen_rows},
-        }
-
     # --- state -----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -255,18 +246,6 @@ class Selective(Method):
         for module in self._by_rows:
             module.sparse = False  # a plain model again, which any optimizer can train
         return model if self.inner is None else self.inner.merged(model)
-
-    def save_peft(self, model: nn.Module, folder: Path) -> None:
-        """On top of an adapter method the result is an ordinary adapter.
-
-        Raises:
-            SpecError: when it stands on no such method.
-        """
-        if self.inner is None or "peft" not in self.inner.export_formats:
-            raise SpecError(
-                f"{self.title} alone is not an adapter that peft can load.", "Export it as delta or merged."
-            )
-        self.inner.save_peft(model, folder)
 
 
 class StaticMask(Selective):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from engine.errors import BudgetError
-from engine.methods.contract import LearningRate, Method, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
@@ -108,7 +108,7 @@ class BitFit(Method):
         r"\Delta b": "what is learned",
         r"x, h": "input and output of the layer",
     }
-    lr = LearningRate(2e-3, "provisional: best of a few values for plain BitFit on MiniLM")
+    lr = LearningRate(4e-3, f"best of 1e-3, 2e-3, 4e-3 and 8e-3 by {TUNED_BY}, budget 26,112")
     notes = (
         "Trains every bias of the backbone, those of the norms, of the embeddings' norm and of the pooler included, "
         "as the authors' `all`; gains of norms stay frozen (the ID3 authors' re-implementation trains them too). The "
@@ -117,6 +117,7 @@ class BitFit(Method):
         "several biases alike. Clipping uses the norm of what is trained."
     )
     Config: ClassVar[type[MethodConfig]] = BitFitConfig
+    export_formats: ClassVar[tuple[str, ...]] = ("delta", "merged")
 
     # --- declaration -------------------------------------------------------------------------
 

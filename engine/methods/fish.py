@@ -10,7 +10,7 @@ from pydantic import Field
 
 from engine.errors import DataError
 from engine.methods._selective import SelectiveConfig, StaticMask
-from engine.methods.contract import Batches, LearningRate, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, Batches, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class FishMask(StaticMask):
         r"p(y \mid x)": "the model's probability of a label, at its initial weights",
         r"\theta_j": "weight j",
     }
-    lr = LearningRate(2e-3, "provisional: the range that suits sparse masks of this size on MiniLM")
+    lr = LearningRate(4e-3, f"best of 1e-3, 2e-3, 4e-3 and 8e-3 by {TUNED_BY}, budget 26,112")
     notes = (
         "As the authors' scripts do: labels of the data (empirical Fisher), single examples, evaluation mode, no "
         "division by their number, one ranking over all tensors, and clipping by the norm of the selected gradients. "

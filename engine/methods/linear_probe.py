@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.methods.contract import LearningRate, Method, Paper
+from engine.methods.contract import TUNED_BY, LearningRate, Method, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
@@ -53,7 +53,7 @@ class LinearProbe(Method):
         r"W, b": "the task head, the only thing that is trained",
         r"\hat{y}": "probability of each class",
     }
-    lr = LearningRate(1e-2, "provisional: a convex problem that bears a high rate")
+    lr = LearningRate(3e-2, f"best of 1e-3, 2e-3, 4e-3, 1e-2 and 3e-2 by {TUNED_BY}")
     notes = (
         "The paper probes single layers of a network with linear classifiers; this is its special case for the last "
         "layer. Trained by the same recipe as every other method, so it approaches logistic regression on the same "

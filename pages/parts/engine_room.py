@@ -70,7 +70,7 @@ def disk(rows: Sequence[RunRow]) -> None:
     """What runs take on disk, and deleting those that are over."""
     st.subheader("Disk", anchor=False)
     usage = feed.runs().usage()
-    st.caption(f"{len(usage)} runs take {words.size(sum(usage.values()))} below {settings.home()}")
+    st.caption(f"{words.number(len(usage), 'run')} on disk: {words.size(sum(usage.values()))} below {settings.home()}")
     if not rows:
         return
     chosen = runs_table(rows, key="over", several=True)
@@ -79,7 +79,7 @@ def disk(rows: Sequence[RunRow]) -> None:
     with st.container(horizontal=True):
         if st.button("Open", key="open-over", disabled=len(chosen) != 1, icon=":material/monitoring:"):
             shell.go("run", run=chosen[0])
-        label = f"Delete {len(mine)} runs ({words.size(freed)})" if mine else "Delete"
+        label = f"Delete {words.number(len(mine), 'run')} ({words.size(freed)})" if mine else "Delete"
         if st.button(label, disabled=not mine, icon=":material/delete_forever:"):
             _delete(mine)
 

@@ -100,16 +100,15 @@ class Watch:
         """The step last shown; None before the first."""
         return st.session_state.get(self.step_key)
 
-    def begin(self, start: Mode) -> None:
-        """On the first visit: paused at the step that the address names, else as the page says."""
-        if self.mode_key in st.session_state:
+    def begin(self, start: Mode, over: bool) -> None:
+        """On the first visit, and when a run ends: as the page says, unless the address names a step."""
+        if self.mode_key in st.session_state and not (over and self.mode == "Live"):
             return
         named = st.query_params.get("t", "") if self.linked else ""
         st.session_state[self.mode_key] = "Paused" if named.isdigit() else start
-        if named.isdigit():
-            st.session_state[self.step_key] = int(named)
-        elif start == "Playing":
-            st.session_state[self.step_key] = 0
+        st.session_state.pop(self.step_key, None)
+        if named.isdigit() or start == "Playing":
+            st.session_state[self.step_key] = int(named or 0)
 
     def enter(self, mode: Mode) -> None:
         """Change the mode; the address names the step only while paused."""
@@ -148,16 +147,14 @@ def watch(
         body: draws everything below the controls.
         total: steps of the whole run.
         state_now: the run's state; when it changes, the whole page is drawn anew.
-        start: the mode of a first visit.
+        start: the mode of a first visit, and after a run that was followed live has ended.
         head: draws what stands above the controls.
         linked: whether ``t`` in the page's address follows the slider.
     """
-    state = Watch(record.id, linked)
-    state.begin(start)
     was = state_now()
     over = was in OVER
-    if over and state.mode == "Live":
-        state.enter("Paused")
+    state = Watch(record.id, linked)
+    state.begin(start, over)
     mode = state.mode
     seconds = {"Live": LIVE_SECONDS, "Paused": None, "Playing": PLAY_SECONDS}[mode]
 

@@ -20,7 +20,7 @@ def summary_metrics(summary: dict[str, Any]) -> None:
     """The numbers that everyone asks for first."""
     accuracy = summary["accuracy"]
     ends = accuracy["ci95"]
-    with st.grid("auto", min_column_width=200):
+    with st.grid(5, min_column_width=140):
         st.metric(
             "Test accuracy", words.points(accuracy["test"]), border=True, height="stretch",
             delta=f"95 % interval {100 * ends[0]:.1f} to {100 * ends[1]:.1f}", delta_color="off", delta_arrow="off",

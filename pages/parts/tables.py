@@ -14,6 +14,10 @@ from engine.tasks.catalogue import datasets
 from pages.parts import words
 
 
+BRIEF = ("Method", "State", "Progress", "Trains", "Test accuracy", "When")
+"""The columns of a table with little room."""
+
+
 def method_title(name: str) -> str:
     """A method's title; its name when it is no longer known."""
     known = methods()
@@ -49,9 +53,11 @@ def runs_frame(rows: Sequence[RunRow]) -> pd.DataFrame:
     )
 
 
-def runs_table(rows: Sequence[RunRow], *, key: str, several: bool = False) -> list[str]:
+def runs_table(
+    rows: Sequence[RunRow], *, key: str, several: bool = False, columns: Sequence[str] | None = None
+) -> list[str]:
     """A table of runs; the ids of the rows that were ticked, or of the one that was clicked."""
-    columns = {
+    looks = {
         "Progress": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1, width="small"),
         "Trains": st.column_config.NumberColumn(
             format="localized", help="Parameters trained by the method, head apart"
@@ -62,7 +68,8 @@ def runs_table(rows: Sequence[RunRow], *, key: str, several: bool = False) -> li
         runs_frame(rows),
         key=key,
         hide_index=True,
-        column_config=columns,
+        column_config=looks,
+        column_order=columns,
         on_select="rerun",
         selection_mode="multi-row" if several else "single-cell",
         alt=f"{len(rows)} runs",

@@ -12,6 +12,11 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def number(amount: int, thing: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{amount:,} {thing}" if amount == 1 else f"{amount:,} {thing}s"
+
+
 def size(number: float) -> str:
     """Bytes in the largest binary unit that leaves at least one."""
     for unit in ("B", "KiB", "MiB", "GiB"):

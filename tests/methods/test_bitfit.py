@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, Qwen2Co
 from engine.errors import BudgetError
 from engine.methods.bitfit import BitFit
 from engine.models.architecture import Architecture
+from engine.sparse.delta import apply_delta, delta_of
 from tests.methods.driver import Training, batches_of, make, weights
 from tests.tiny import architecture_of, tiny_batch, tiny_bert, tiny_llama
 
@@ -150,5 +151,16 @@ def test_a_result_installs_into_a_fresh_model() -> None:
     other = make(BitFit, fresh)
     other.attach(fresh)
     other.install(run.method.result())
+    ours = weights(run.model)
+    assert all(torch.equal(p, ours[name]) for name, p in fresh.named_parameters() if "classifier" not in name)
+
+
+def test_a_delta_holds_all_entries_of_the_biases() -> None:
+    model, fresh = tiny_bert(), tiny_bert()
+    run = Training(make(BitFit, model, steps=4), model).run(batches_of(4))
+    metadata = {"base_sha256": "b" * 64}
+    delta = delta_of(run.method.result(), {}, metadata)
+    assert delta.count == BitFit.size(architecture_of(model), BitFit.Config())
+    apply_delta(fresh, delta, "b" * 64)
     ours = weights(run.model)
     assert all(torch.equal(p, ours[name]) for name, p in fresh.named_parameters() if "classifier" not in name)

@@ -124,18 +124,12 @@ def test_the_result_is_an_adapter_that_peft_loads(tmp_path: Path) -> None:
     from peft import PeftModel
 
     run = composed(ID3, "lora", 90, tiny_bert()).run(batches_of(STEPS))
-    run.method.save_peft(run.model, tmp_path)
+    assert run.method.inner is not None
+    run.method.inner.save_peft(run.model, tmp_path)
     loaded = PeftModel.from_pretrained(tiny_bert(), str(tmp_path)).eval()
     run.model.eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(**tiny_batch()).logits, run.model(**tiny_batch()).logits)
-
-
-def test_alone_it_is_no_adapter(tmp_path: Path) -> None:
-    model = tiny_bert()
-    method = make(ID3, model, {"k": 10})
-    with pytest.raises(SpecError, match="not an adapter"):
-        method.save_peft(method.attach(model), tmp_path)
 
 
 def test_a_method_that_moves_ranks_cannot_be_below() -> None:

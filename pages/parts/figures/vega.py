@@ -2,67 +2,117 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from pages.parts.figures.chart import Chart
+from pages.parts.figures.chart import Chart, Kind, Series
+
+Channel = dict[str, Any]
 
 
 def vega_spec(chart: Chart) -> dict[str, Any]:
     """The spec of a chart whose data frame is `chart.table()`, passed apart."""
-    shown = chart.shown
+    layers = [*_lines(chart), *_guides(chart), *_points(chart)]
+    nothing = _layer("line", {"type": "line"}, {"x": _x(chart), "y": _y(chart)})
+    return {"layer": layers or [nothing], "height": chart.height, "config": {"view": {"stroke": None}}}
+
+
+def _lines(chart: Chart) -> list[dict[str, Any]]:
+    """Lines, their markers, and unseen points that carry the tooltips."""
+    lines = [series for series in chart.shown if series.kind == "line"]
+    if not lines:
+        return []
+    place = {"x": _x(chart), "y": _y(chart)}
+    drawn = _layer("line", {"type": "line", "clip": True}, {**_colours(chart), **place, "strokeDash": _dashes(chart)})
+    # A shape channel would put its symbols into the legend of the lines, so each marker is a layer.
+    markers = [
+        _layer(
+            "line",
+            {"type": "point", "shape": series.marker, "size": 60, "filled": True, "clip": True, "color": series.colour},
+            place,
+            only=series.name,
+        )
+        for series in lines
+        if series.marker
+    ]
+    hover = {**place, "tooltip": _tooltip(chart)}
+    return [drawn, *markers, _layer("line", {"type": "point", "size": 60, "opacity": 0, "clip": True}, hover)]
+
+
+def _guides(chart: Chart) -> list[dict[str, Any]]:
+    kinds = {series.kind for series in chart.shown}
+    look = {**_colours(chart), "strokeDash": _dashes(chart)}
+    level = _layer("level", {"type": "rule", "strokeWidth": 1.5}, {**look, "y": _y(chart)})
+    moment = _layer("moment", {"type": "rule", "strokeWidth": 1.5}, {**look, "x": _x(chart)})
+    return [layer for kind, layer in (("level", level), ("moment", moment)) if kind in kinds]
+
+
+def _points(chart: Chart) -> list[dict[str, Any]]:
+    points = [series for series in chart.shown if series.kind == "points"]
+    if not points:
+        return []
+    place = {"x": _x(chart), "y": _y(chart)}
+    shapes = _by_series(chart.shown, [series.marker or "circle" for series in chart.shown]) | _legend(chart)
+    look = {**_colours(chart), "shape": shapes, "tooltip": _tooltip(chart)}
+    drawn = _layer("points", {"type": "point", "size": 80, "filled": True, "clip": True}, {**look, **place})
+    if all(series.low is None for series in points):
+        return [drawn]
+    ends = {"x": _x(chart), "y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}
+    return [_layer("points", {"type": "rule", "strokeWidth": 2}, {**_colours(chart), **ends}), drawn]
+
+
+def _layer(kind: Kind, mark: dict[str, Any], encoding: dict[str, Any], only: str = "") -> dict[str, Any]:
+    rows: list[dict[str, Any]] = [{"filter": {"field": "kind", "equal": kind}}]
+    if only:
+        rows.append({"filter": {"field": "series", "equal": only}})
+    return {"transform": rows, "mark": mark, "encoding": encoding}
+
+
+def _by_series(shown: Sequence[Series], values: list[Any]) -> Channel:
     names = [series.name for series in shown]
+    return {"field": "series", "type": "nominal", "scale": {"domain": names, "range": values}}
 
-    def by_series(values: list[Any]) -> dict[str, Any]:
-        return {"field": "series", "type": "nominal", "scale": {"domain": names, "range": values}}
 
-    symbol = {} if all(series.kind == "points" for series in shown) else {"symbolType": "stroke", "symbolSize": 250}
-    legend = {"legend": {"title": None, "orient": "top", "columns": 2, "labelLimit": 260, **symbol}}
-    colours = by_series([series.colour for series in shown]) | legend
-    dashes = by_series([list(series.dash) or [1, 0] for series in shown]) | legend
-    opacity = by_series([0.35 if series.faint else 1.0 for series in shown]) | legend
-    shapes = by_series([series.marker or "circle" for series in shown]) | {"legend": None}
-    x = {"field": "x", "type": "quantitative", "title": chart.x, "scale": _scale(chart.x_range, chart.log_x)}
-    y = {"field": "y", "type": "quantitative", "title": chart.y, "scale": _scale(chart.y_range, chart.log_y)}
-    y["axis"] = {"format": chart.y_format} if chart.y_format else {}
-    x["axis"] = {"grid": False, "tickCount": 6, "format": chart.x_format or ("~s" if chart.log_x else ",~r")}
-    tooltip = [
+def _legend(chart: Chart) -> Channel:
+    only_points = all(series.kind == "points" for series in chart.shown)
+    symbol = {} if only_points else {"symbolType": "stroke", "symbolSize": 250}
+    return {"legend": {"title": None, "orient": "top", "columns": 2, "labelLimit": 260, **symbol}}
+
+
+def _colours(chart: Chart) -> dict[str, Channel]:
+    colours = _by_series(chart.shown, [series.colour for series in chart.shown])
+    opacity = _by_series(chart.shown, [0.35 if series.faint else 1.0 for series in chart.shown])
+    return {"color": colours | _legend(chart), "opacity": opacity | _legend(chart)}
+
+
+def _dashes(chart: Chart) -> Channel:
+    return _by_series(chart.shown, [list(series.dash) or [1, 0] for series in chart.shown]) | _legend(chart)
+
+
+def _tooltip(chart: Chart) -> list[Channel]:
+    found: list[Channel] = [
         {"field": "series", "type": "nominal", "title": "Series"},
-        {"field": "x", "type": "quantitative", "title": chart.x, "format": ",.6~g"},
+        {"field": "x", "type": "quantitative", "title": chart.x, "format": chart.x_format or ",.6~g"},
         {"field": "y", "type": "quantitative", "title": chart.y, "format": chart.y_format or ",.5~g"},
     ]
-    if any(series.labels for series in shown):
-        tooltip.insert(1, {"field": "label", "type": "nominal", "title": "Which"})
-    marked = [series.name for series in shown if series.kind == "line" and series.marker]
-    common = {"color": colours, "opacity": opacity}
-    layers: list[dict[str, Any]] = [
-        _layer("line", {"type": "line", "clip": True}, {**common, "x": x, "y": y, "strokeDash": dashes}),
-        _layer("line", {"type": "point", "size": 60, "filled": True, "clip": True}, {
-            "color": colours, "x": x, "y": y, "shape": shapes}),
-        _layer("line", {"type": "point", "size": 60, "opacity": 0, "clip": True}, {"x": x, "y": y, "tooltip": tooltip}),
-        _layer("level", {"type": "rule", "strokeWidth": 1.5}, {
-            **common, "y": y, "strokeDash": dashes, "tooltip": [tooltip[0], tooltip[-1]]}),
-        _layer("moment", {"type": "rule", "strokeWidth": 1.5}, {**common, "x": x, "strokeDash": dashes}),
-        _layer("points", {"type": "rule", "strokeWidth": 2}, {
-            **common, "x": x, "y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}),
-        _layer("points", {"type": "point", "size": 80, "filled": True, "clip": True}, {
-            **common, "x": x, "y": y, "shape": shapes, "tooltip": tooltip}),
-    ]  # fmt: skip
-    layers[1]["transform"].append({"filter": {"field": "series", "oneOf": marked}})
-    kinds = {series.kind for series in shown}
-    intervals = any(series.low is not None for series in shown)
-    kept = [layer for layer in layers if _needed(layer, kinds, intervals)]
-    return {"layer": kept or layers[:1], "height": chart.height, "config": {"view": {"stroke": None}}}
+    if any(series.labels for series in chart.shown):
+        found.insert(1, {"field": "label", "type": "nominal", "title": "Which"})
+    return found
 
 
-def _layer(kind: str, mark: dict[str, Any], encoding: dict[str, Any]) -> dict[str, Any]:
-    return {"transform": [{"filter": f"datum.kind == '{kind}'"}], "mark": mark, "encoding": encoding}
+def _x(chart: Chart) -> Channel:
+    number = chart.x_format or ("~s" if chart.log_x else ",~r")
+    axis = {"grid": False, "tickCount": 6, "format": number}
+    return {"field": "x", "type": "quantitative", "title": chart.x, "axis": axis, "scale": _scale(chart, "x")}
 
 
-def _needed(layer: dict[str, Any], kinds: set[str], intervals: bool) -> bool:
-    is_interval = "y2" in layer["encoding"]
-    return any(f"'{kind}'" in layer["transform"][0]["filter"] for kind in kinds) and (intervals or not is_interval)
+def _y(chart: Chart) -> Channel:
+    axis = {"format": chart.y_format} if chart.y_format else {}
+    return {"field": "y", "type": "quantitative", "title": chart.y, "axis": axis, "scale": _scale(chart, "y")}
 
 
-def _scale(ends: tuple[float, float] | None, log: bool) -> dict[str, Any]:
-    scale: dict[str, Any] = {"type": "log"} if log else {"zero": False, "nice": ends is None}
+def _scale(chart: Chart, axis: str) -> Channel:
+    ends = chart.x_range if axis == "x" else chart.y_range
+    log = chart.log_x if axis == "x" else chart.log_y
+    scale: Channel = {"type": "log"} if log else {"zero": False, "nice": ends is None}
     return scale | ({"domain": list(ends)} if ends else {})
