@@ -12,13 +12,13 @@ from typing import Any
 from engine import estimate, settings
 from engine.devices import cpu_threads, resolve_device
 from engine.errors import BudgetError, SpecError
-from engine.methods.contract import Method, MethodConfig
+from engine.methods.contract import Context, Method, MethodConfig
 from engine.methods.registry import config_of, method_named
 from engine.models.architecture import Architecture
 from engine.models.catalogue import ModelSource, architecture_of, resolve_model
 from engine.models.tokenizer import tokenizer_of
-from engine.spec import MethodChoice, RunSpec
-from engine.tasks.catalogue import load_dataset
+from engine.spec import DatasetChoice, MethodChoice, RunSpec
+from engine.tasks.catalogue import is_file, load_dataset
 from engine.tasks.dataset import Dataset
 from engine.tasks.encoding import encode
 
@@ -111,7 +111,10 @@ def make_plan(spec: RunSpec) -> Plan:
             "max_length": _max_length(spec, setting),
         }
     )
-    resolved = spec.model_copy(update={"method": choice, "train": train})
+    resolved = spec.model_copy(
+        update={"method": choice, "train": train, "dataset": _placed(spec.dataset), "model": setting.source.id}
+    )
+    make_method(resolved, setting.architecture)  # which refuses what cannot stand on what
     params = _count(method, table, config, setting.architecture, requested)
     work = workload(resolved, setting, params)
     return Plan(
@@ -123,6 +126,12 @@ def make_plan(spec: RunSpec) -> Plan:
         seconds=estimate.seconds(work, device, int(train.threads), settings.home()),
         warnings=tuple(_warnings(method, table, config, params, resolved, setting.dataset)),
     )
+
+
+def _placed(choice: DatasetChoice) -> DatasetChoice:
+    """The dataset with a file's whole path: the engine may have been started from another folder."""
+    source = choice.source.strip()
+    return choice.model_copy(update={"source": str(settings.allowed_path(source)) if is_file(source) else source})
 
 
 def read_setting(spec: RunSpec) -> Setting:
@@ -170,6 +179,29 @@ def outer_architecture(choice: MethodChoice, architecture: Architecture) -> Arch
     below = outer_architecture(choice.on, architecture)
     rows = method_named(choice.on.name).trainables(below, config_of(choice.on))
     return replace(architecture, parameters=(*rows, *architecture.head))
+
+
+def make_method(spec: RunSpec, architecture: Architecture) -> Method:
+    """The method of a resolved spec, with what it stands on, not yet attached.
+
+    Raises:
+        SpecError: when a method refuses to stand on another.
+    """
+
+    def made(choice: MethodChoice) -> Method:
+        context = Context(
+            architecture=outer_architecture(choice, architecture),
+            steps=spec.train.steps,
+            init_seed=spec.train.seed_of("init"),
+            method_seed=spec.train.seed_of("method"),
+            device=spec.train.device,
+            weight_decay=spec.train.weight_decay,
+            clip=spec.train.clip,
+        )
+        inner = made(choice.on) if choice.on else None
+        return method_named(choice.name)(config_of(choice), context, inner)
+
+    return made(spec.method)
 
 
 def solved_choice(choice: MethodChoice, architecture: Architecture, requested: int | None) -> MethodChoice:
@@ -247,7 +279,7 @@ def _warnings(
     dataset: Dataset,
 ) -> list[str]:
     found = method.warnings(table, config, spec.train.steps)
-    if params.requested and 0 < params.method < 0.9 * params.requested:
+    if params.requested and params.method < 0.9 * params.requested:
         found.append(
             f"{method.title} reaches {params.method:,} of the {params.requested:,} parameters asked for: "
             "the most its settings allow on this model."

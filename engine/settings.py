@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from engine.errors import PathRefused
+from engine.errors import PathRefused, SpecError
 
 UPLOAD_BYTES = 64 * 2**20
 UPLOAD_ROWS = 200_000
 PROJECT = Path(__file__).resolve().parent.parent
 ASSETS = PROJECT / "assets"
+
+
+# An idle thread that spins takes the core from whoever else has work: on two cores beside a browser
+# or a second run, steps took three times as long.
+QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+"""Environment of every process that computes; read when torch is first imported."""
 
 
 def home() -> Path:
@@ -20,12 +26,20 @@ def home() -> Path:
 
 def cpu_slots() -> int:
     """How many runs may use the CPU at once: ``PEFTSCOPE_CPU_SLOTS``, by default 1."""
-    return max(1, int(os.environ.get("PEFTSCOPE_CPU_SLOTS") or 1))
+    return max(1, int(_number("PEFTSCOPE_CPU_SLOTS", 1)))
 
 
 def idle_minutes() -> float:
     """How long the engine stays without work: ``PEFTSCOPE_IDLE_MINUTES``, by default 30."""
-    return float(os.environ.get("PEFTSCOPE_IDLE_MINUTES") or 30)
+    return _number("PEFTSCOPE_IDLE_MINUTES", 30)
+
+
+def _number(name: str, default: float) -> float:
+    text = os.environ.get(name) or str(default)
+    try:
+        return float(text)
+    except ValueError:
+        raise SpecError(f"{name} is {text!r}, which is not a number.", f"Set it to one, or unset it: {default}.") from None
 
 
 def roots() -> tuple[Path, ...]:
@@ -43,9 +57,12 @@ def allowed_path(text: str | Path) -> Path:
     """Resolve a path and check that it lies below one of the roots.
 
     Raises:
-        PathRefused: when it does not, after following links.
+        PathRefused: when it does not, after following links, or cannot be a path at all.
     """
-    path = Path(text).expanduser().resolve()
+    try:
+        path = Path(text).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # an unknown user, a circle of links, a zero byte
+        raise PathRefused(f"{str(text)!r} is not a path: {error}.", "Check its spelling.") from None
     if not any(path == root or root in path.parents for root in roots()):
         listed = ", ".join(str(root) for root in roots())
         raise PathRefused(

@@ -16,9 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from engine.errors import SpecError
 
+LARGEST_SEED = 2**31 - 1
+
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class MethodChoice(BaseModel):
@@ -66,10 +68,12 @@ class Budget(_Part):
 class Seeds(_Part):
     """Seeds of single streams, each falling back to the run's one seed."""
 
-    init: int | None = Field(None, description="Initialisation of what the method adds.")
-    head: int | None = Field(None, description="Initialisation of the task head.")
-    data: int | None = Field(None, description="Order of the training examples.")
-    method: int | None = Field(None, description="Random choices of the method while it trains.")
+    init: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Initialisation of what the method adds.")
+    head: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Initialisation of the task head.")
+    data: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Order of the training examples.")
+    method: int | None = Field(
+        None, ge=0, le=LARGEST_SEED, description="Random choices of the method while it trains."
+    )
 
 
 class TrainSpec(_Part):
@@ -80,7 +84,7 @@ class TrainSpec(_Part):
     lr: float | Literal["auto"] = Field(
         "auto", title="Learning rate", description="Peak learning rate; auto is the method's tuned default."
     )
-    seed: int = Field(0, ge=0, le=2**31 - 1, title="Seed", description="Sets every random stream of the run.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, title="Seed", description="Sets every random stream of the run.")
     seeds: Seeds = Field(default_factory=Seeds, title="Separate seeds")
     precision: Literal["auto", "fp32", "tf32"] = Field(
         "auto", title="Precision", description="auto: TF32 products on a GPU that has them, else fp32."

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.settings import QUIET_THREADS
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.update(QUIET_THREADS)
 
 
 @pytest.fixture

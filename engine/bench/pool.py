@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from engine.devices import cuda_devices
 from engine.errors import RunFailed
-from engine.settings import PROJECT
+from engine.settings import PROJECT, QUIET_THREADS
 
 Side = Literal["ours", "reference"]
 REFERENCE = PROJECT / "engine" / "bench" / "reference.py"
@@ -46,7 +46,7 @@ class Share:
         """This process's, with one device in sight."""
         seen = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": str(self.gpu)}
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
-        return {**os.environ, **seen, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+        return {**os.environ, **QUIET_THREADS, **seen, "PYTHONPATH": path}
 
 
 def shares(side: Side, jobs: Sequence[Path], workers: int, logs: Path) -> list[Share]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import threading
 import time
@@ -30,7 +29,6 @@ def run(arguments: argparse.Namespace) -> int:
     from engine.plan import make_plan
 
     plan = make_plan(spec_of(arguments))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with _progress(not arguments.quiet and sys.stderr.isatty()):
         row = run_here(settings.home(), plan.spec, plan.to_json(), owner=MACHINE)
     if row.summary is None or row.state != "finished":

@@ -123,5 +123,6 @@ def write_whole(path: Path, write: Any) -> Path:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise StoreError(f"{path} cannot be written: {reason}.", "Free some disk space, or write elsewhere.") from None
     finally:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there is none, or no folder to hold one
+            new.unlink()
     return path

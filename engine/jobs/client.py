@@ -106,12 +106,14 @@ def stop(home: Path, run_id: str, how: StopHow, asker: str) -> RunRow:
         NotAllowed: when somebody else started it.
         SpecError: when it is over already.
     """
-    ensure_running(home)  # without one nobody would press a run that does not listen
     runs = Runs(home)
     try:
-        return runs.request_stop(run_id, how, asker)
+        row = runs.request_stop(run_id, how, asker)
     finally:
         runs.close()
+    if row.state == "active":
+        ensure_running(home)  # without one nobody would press a run that does not listen
+    return row
 
 
 def resume(home: Path, run_id: str, asker: str) -> RunRow:

@@ -69,13 +69,14 @@ def load_dataset(choice: DatasetChoice) -> Dataset:
         if chosen:
             raise DataError(f"The columns of {source} are fixed; `{chosen[0]}` was given.", "Leave it out.")
         return load_reviews(source)
-    if _is_file(source):
+    if is_file(source):
         return load_file(choice)
     if is_hub_id(source):
         return load_hub_dataset(choice)
     raise UnknownName("dataset", source, REVIEW_SETS)
 
 
-def _is_file(source: str) -> bool:
+def is_file(source: str) -> bool:
+    """Whether a source means a file rather than an id."""
     path = Path(source)
     return source.startswith((".", "/", "~")) or "\\" in source or path.suffix.lower() in SUFFIXES or path.is_file()

@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.methods.contract import Context, Method
-from engine.methods.registry import config_of, method_named
-from engine.models.architecture import Architecture
+from engine.methods.contract import Method
 from engine.models.loading import load_classifier
 from engine.models.tokenizer import tokenizer_of
-from engine.plan import Setting, outer_architecture, read_setting
-from engine.spec import MethodChoice, RunSpec
+from engine.plan import Setting, make_method, read_setting
+from engine.spec import RunSpec
 from engine.tasks.encoding import Encoded, encode
 
 KEPT = 3
@@ -106,25 +104,6 @@ def encoded_splits(spec: RunSpec, setting: Setting, caches: Caches) -> dict[str,
             caches.splits.popitem(last=False)
     caches.splits.move_to_end(key)
     return caches.splits[key]
-
-
-def make_method(spec: RunSpec, architecture: Architecture) -> Method:
-    """The method of a resolved spec, with what it stands on, not yet attached."""
-
-    def made(choice: MethodChoice) -> Method:
-        context = Context(
-            architecture=outer_architecture(choice, architecture),
-            steps=spec.train.steps,
-            init_seed=spec.train.seed_of("init"),
-            method_seed=spec.train.seed_of("method"),
-            device=spec.train.device,
-            weight_decay=spec.train.weight_decay,
-            clip=spec.train.clip,
-        )
-        inner = made(choice.on) if choice.on else None
-        return method_named(choice.name)(config_of(choice), context, inner)
-
-    return made(spec.method)
 
 
 def head_tensors(built: Built) -> dict[str, torch.Tensor]:

@@ -57,7 +57,7 @@ def _rows(shown: Preview) -> None:
         [{"Text": row.text, **({"Second text": row.pair} if pairs else {}), "Label": row.label} for row in shown.rows]
     )
     st.dataframe(
-        frame, hide_index=True, height=300, alt="Rows of the training split", row_height=64,
+        frame, hide_index=True, height=300, alt="Rows of the training split", row_height=72,
         column_config={"Text": st.column_config.TextColumn(width="large")},
     )  # fmt: skip
     st.caption("The examples of the first training step, as text.")

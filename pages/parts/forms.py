@@ -125,20 +125,19 @@ def _widget(field: Field, name: str, key: str, value: Any) -> Any:
 
 def _number(field: Field, label: str, value: Any, common: dict[str, Any]) -> Any:
     whole = field["type"] == "integer"
-    kind = int if whole else float
+    kind: Any = int if whole else float
     word = field.get("word")
     low = field.get("minimum", field.get("exclusiveMinimum"))
     high = field.get("maximum", field.get("exclusiveMaximum"))
-    number = st.number_input(
-        label,
-        min_value=None if low is None else kind(low),
-        max_value=None if high is None else kind(high),
-        value=None if value is None or value == word else kind(value),
-        step=1 if whole else _step(value, high),
-        format="%d" if whole else "%.6g",
-        placeholder=str(word or "automatic") if field.get("optional") else None,
-        **common,
-    )
+    look: dict[str, Any] = {
+        "min_value": None if low is None else kind(low),
+        "max_value": None if high is None else kind(high),
+        "value": None if value is None or value == word else kind(value),
+        "step": 1 if whole else _step(value, high),
+        "format": "%d" if whole else "%.6g",
+        "placeholder": str(word or "automatic") if field.get("optional") else None,
+    }
+    number = st.number_input(label, **look, **common)
     return word if number is None and field.get("optional") else number
 
 

@@ -82,11 +82,17 @@ class Moment:
 
 
 class Watch:
-    """Mode and step of one record on one page: kept in the session and, while paused, in the address."""
+    """Mode and position of one record on one page: kept in the session and, while paused, in the address.
+
+    The position is kept apart from the slider. While a timer runs, the browser may report the value
+    that the slider had before the last tick; such an echo must not be taken for a hand on the slider.
+    """
 
     def __init__(self, record_id: str, linked: bool) -> None:
         self.mode_key = f"watch-{record_id}-mode"
-        self.step_key = f"watch-{record_id}-step"
+        self.position_key = f"watch-{record_id}-position"
+        self.slider_key = f"watch-{record_id}-slider"
+        self.drawn_key = f"watch-{record_id}-drawn"
         self.switch_key = f"watch-{record_id}-switch"
         self.linked = linked
 
@@ -96,9 +102,9 @@ class Watch:
         return st.session_state.get(self.mode_key, "Live")
 
     @property
-    def step(self) -> int | None:
-        """The step last shown; None before the first."""
-        return st.session_state.get(self.step_key)
+    def position(self) -> int | None:
+        """The step last shown; None for the newest."""
+        return st.session_state.get(self.position_key)
 
     def begin(self, start: Mode, over: bool) -> None:
         """On the first visit, and when a run ends: as the page says, unless the address names a step."""
@@ -106,9 +112,7 @@ class Watch:
             return
         named = st.query_params.get("t", "") if self.linked else ""
         st.session_state[self.mode_key] = "Paused" if named.isdigit() else start
-        st.session_state.pop(self.step_key, None)
-        if named.isdigit() or start == "Playing":
-            st.session_state[self.step_key] = int(named or 0)
+        st.session_state[self.position_key] = int(named or 0) if named.isdigit() or start == "Playing" else None
 
     def enter(self, mode: Mode) -> None:
         """Change the mode; the address names the step only while paused."""
@@ -116,18 +120,37 @@ class Watch:
         if self.linked and mode != "Paused":
             st.query_params.pop("t", None)
 
-    def show(self, step: int | None = None) -> None:
-        """Stand still at a step, by default the one the slider was moved to."""
-        if step is not None:
-            st.session_state[self.step_key] = step
+    def switched(self) -> None:
+        """The switch was set to live or paused."""
+        self.enter(st.session_state[self.switch_key])
+
+    def show(self, step: int) -> None:
+        """Stand still at a step."""
+        st.session_state[self.position_key] = step
         self.enter("Paused")
         if self.linked:
-            st.query_params["t"] = str(st.session_state[self.step_key])
+            st.query_params["t"] = str(step)
+
+    def moved(self) -> None:
+        """The slider was moved by hand, or echoes what a tick has set."""
+        step = st.session_state[self.slider_key]
+        if self.mode == "Paused" or step not in st.session_state.get(self.drawn_key, ()):
+            self.show(step)
 
     def play(self, first: int, current: int, last: int) -> None:
         """Play back from here; from the beginning when this is the end."""
-        st.session_state[self.step_key] = first if current >= last else current
+        st.session_state[self.position_key] = first if current >= last else current
         self.enter("Playing")
+
+    def draw(self, step: int, total: int, enabled: bool) -> None:
+        """The slider at a step."""
+        st.session_state[self.position_key] = step
+        st.session_state[self.drawn_key] = (*st.session_state.get(self.drawn_key, ())[-3:], step)
+        st.session_state[self.slider_key] = min(step, total)
+        st.slider(
+            "Step", 0, total, key=self.slider_key, on_change=self.moved, label_visibility="collapsed",
+            format="step %d", disabled=not enabled, width="stretch",
+        )  # fmt: skip
 
 
 def watch(
@@ -186,34 +209,23 @@ def moments(snapshot: Snapshot) -> list[int]:
 
 def _controls(state: Watch, mode: Mode, steps: list[int], total: int, over: bool) -> int:
     """Switch, buttons and slider; returns the step to show."""
-    step = steps[-1] if mode == "Live" or state.step is None else _at_or_before(steps, state.step)
+    newest = mode == "Live" or state.position is None
+    step = steps[-1] if newest else _at_or_before(steps, state.position or 0)
     if mode == "Playing":
         stride = max(1, len(steps) // PLAY_FRAMES)
         step = steps[min(len(steps) - 1, steps.index(step) + stride)]
-    with st.container(horizontal=True, vertical_alignment="center", key=f"{state.step_key}-controls"):
+    with st.container(horizontal=True, vertical_alignment="center"):
         if over or mode == "Playing":
             st.badge("Replay of recorded frames" if mode == "Playing" else "Recorded", color="gray")
         if not over:
-            _switch(state, mode)
+            st.session_state[state.switch_key] = "Live" if mode == "Live" else "Paused"
+            st.segmented_control(
+                "View", ["Live", "Paused"], key=state.switch_key, required=True, label_visibility="collapsed",
+                on_change=state.switched,
+            )  # fmt: skip
         _buttons(state, mode, steps, step)
-        st.session_state[state.step_key] = min(step, max(total, 1))
-        st.slider(
-            "Step", 0, max(total, 1), key=state.step_key, on_change=state.show, label_visibility="collapsed",
-            format="step %d", disabled=len(steps) < 2, width="stretch",
-        )  # fmt: skip
+        state.draw(step, max(total, 1), len(steps) > 1)
     return step
-
-
-def _switch(state: Watch, mode: Mode) -> None:
-    st.session_state[state.switch_key] = "Live" if mode == "Live" else "Paused"
-    st.segmented_control(
-        "View",
-        ["Live", "Paused"],
-        key=state.switch_key,
-        required=True,
-        label_visibility="collapsed",
-        on_change=lambda: state.enter(st.session_state[state.switch_key]),
-    )
 
 
 def _buttons(state: Watch, mode: Mode, steps: list[int], step: int) -> None:
@@ -221,16 +233,16 @@ def _buttons(state: Watch, mode: Mode, steps: list[int], step: int) -> None:
     playing = mode == "Playing"
     with st.container(horizontal=True, width="content", gap=None):
         st.button(
-            "", icon=":material/skip_previous:", key=f"{state.step_key}-back", help="One recorded frame back",
+            "", icon=":material/skip_previous:", key=f"{state.slider_key}-back", help="One recorded frame back",
             on_click=state.show, args=[steps[max(0, place - 1)]], disabled=place == 0, type="tertiary",
         )  # fmt: skip
         st.button(
-            "", icon=":material/pause:" if playing else ":material/play_arrow:", key=f"{state.step_key}-play",
+            "", icon=":material/pause:" if playing else ":material/play_arrow:", key=f"{state.slider_key}-play",
             help="Pause" if playing else "Play the recorded frames", disabled=last == 0, type="tertiary",
             on_click=state.show if playing else state.play, args=[step] if playing else [steps[0], step, steps[-1]],
         )  # fmt: skip
         st.button(
-            "", icon=":material/skip_next:", key=f"{state.step_key}-on", help="One recorded frame on",
+            "", icon=":material/skip_next:", key=f"{state.slider_key}-on", help="One recorded frame on",
             on_click=state.show, args=[steps[min(last, place + 1)]], disabled=place == last, type="tertiary",
         )  # fmt: skip
 

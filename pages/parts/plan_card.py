@@ -35,7 +35,7 @@ def _plan(spec: str) -> Plan:
 def show_plan(plan: Plan) -> None:
     """Parameters, memory, time and warnings."""
     params = plan.params
-    with st.grid("auto", min_column_width=150, gap="small"):
+    with st.grid("auto", min_column_width=120, gap="small"):
         reached = f"{params.requested:,} asked for" if params.requested else "by its settings"
         st.metric("The method trains", words.count(params.method), delta=reached, delta_color="off", delta_arrow="off")
         st.metric("Share of the model", words.share(params.method, params.model), delta=f"of {params.model:,}",
@@ -84,7 +84,7 @@ def launch(plan: Plan, seeds: int) -> None:
             again = st.toggle("Train again all the same", help="The numbers will be the same, bit for bit.")
     fresh = plans if again else [each for each in plans if each.spec.train.seed not in {row.seed for row in known}]
     many = len(fresh)
-    label = "Launch" if many == 1 else f"Launch {many} runs"
+    label = "Launch" if many == 1 else f"Launch {many} runs" if many else "Nothing new to launch"
     if st.button(label, type="primary", icon=":material/rocket_launch:", width="stretch", disabled=not fresh):
         ids = _submit(fresh)
         if len(ids) == 1:

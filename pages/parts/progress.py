@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import numpy as np
 import streamlit as st
@@ -12,7 +13,8 @@ from engine.store.run_row import RunRow
 from pages.parts import words
 from pages.parts.feed import Snapshot
 
-STATE_LOOK = {
+Colour = Literal["red", "orange", "blue", "green", "gray"]
+STATE_LOOK: dict[str, tuple[Colour, str]] = {
     "queued": ("orange", ":material/schedule:"),
     "active": ("blue", ":material/play_circle:"),
     "finished": ("green", ":material/check_circle:"),

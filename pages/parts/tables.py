@@ -13,7 +13,6 @@ from engine.store.run_row import RunRow
 from engine.tasks.catalogue import datasets
 from pages.parts import words
 
-
 BRIEF = ("Method", "State", "Progress", "Trains", "Test accuracy", "When")
 """The columns of a table with little room."""
 

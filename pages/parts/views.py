@@ -221,7 +221,7 @@ def cost(moment: Moment, subject: Subject) -> None:
     """Parameters, optimizer state, memory, time and energy."""
     params = subject.plan["params"]
     summary = moment.snapshot.metas.get("summary", {})
-    with st.grid("auto", min_column_width=190):
+    with st.grid(5, min_column_width=140):
         st.metric("Trained by the method", words.count(params["method"]), border=True, height="stretch")
         st.metric("Task head, counted apart", words.count(params["head"]), border=True, height="stretch")
         if summary:

@@ -116,6 +116,17 @@ def test_the_mask_does_not_depend_on_training() -> None:
     assert set(run.method.selection().step.tolist()) == {0}  # type: ignore[union-attr]
 
 
+def test_dropout_plays_no_part_in_scoring() -> None:
+    model = tiny_bert()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    method = make(FishMask, model, {"k": 300})
+    assert isinstance(method, FishMask)
+    method.score_pass(method.attach(model).train(), EXAMPLES, lambda done, total: None)
+    assert entries(method) == entries(scored()[0])
+
+
 def test_only_as_many_examples_as_asked_for_are_scored() -> None:
     seen = []
     model = tiny_bert()

@@ -51,14 +51,14 @@ def test_both_renderers_and_the_table_show_the_same_numbers():
     scalars = {"train/loss": curve(0.9, 0.7, 0.6), "validation/loss": curve(0.8, 0.65)}
     chart = loss_chart(scalars, 10, STYLE, "light", at=2)
     table = chart.table()
-    assert table[table.series == "training, each batch"].y.tolist() == [0.9, 0.7, 0.6]
+    assert table[table.series == "each batch"].y.tolist() == [0.9, 0.7, 0.6]
     figure = plotly_figure(chart)
     drawn = {trace.name: list(trace.y) for trace in figure.data}
-    assert drawn["training, each batch"] == [0.9, 0.7, 0.6]
+    assert drawn["each batch"] == [0.9, 0.7, 0.6]
     assert drawn["validation"] == [0.8, 0.65]
     assert figure.layout.shapes[0].x0 == 2
     domain = vega_spec(chart)["layer"][0]["encoding"]["color"]["scale"]
-    assert dict(zip(domain["domain"], domain["range"], strict=True))["training, each batch"] == STYLE.colour
+    assert dict(zip(domain["domain"], domain["range"], strict=True))["each batch"] == STYLE.colour + "59"
 
 
 def test_a_chart_without_any_number_is_still_a_chart():
@@ -78,14 +78,16 @@ def test_live_spec_stays_the_same_while_numbers_come_in():
 def test_accuracy_is_drawn_against_the_largest_class_and_the_untrained_model():
     chart = accuracy_chart({"validation/accuracy": curve(0.6)}, {"majority": 0.52, "step0": 0.48}, 5, STYLE, "light")
     levels = {series.name: series.y[0] for series in chart.shown if series.kind == "level"}
-    assert levels == {"largest class": 0.52, "before training": 0.48}
+    assert levels == {"largest class": 0.52, "untrained": 0.48}
     assert chart.y_range is not None
     assert chart.y_range[0] <= 0.48
     assert "52.0%" in chart.alt
 
 
 def test_text_in_plotly_labels_is_not_markup():
-    series = Series("<b>x</b>", [1], [2], "#000000", "points", labels=("<script>alert(1)</script>",))
+    series = Series(
+        "<b>x</b>", np.array([1]), np.array([2]), "#000000", "points", labels=("<script>alert(1)</script>",)
+    )
     figure = plotly_figure(Chart("n", "t", "x", "y", (series,), "alt"))
     assert figure.data[0].text == ("&lt;script&gt;alert(1)&lt;/script&gt;",)
     assert "<b>x" not in figure.data[0].hovertemplate

@@ -131,6 +131,21 @@ def test_a_run_over_in_a_blink_is_played_back(house, words_of):
     assert app.slider[0].value < STEPS
 
 
+def test_an_echo_of_an_earlier_tick_is_not_a_hand_on_the_slider(house, words_of):
+    run_id = house.add()
+    house.finish(run_id, training_seconds=3.0)
+    app = house.open("run", run=run_id)
+    first = app.slider[0].value
+    app.run()
+    assert app.slider[0].value > first
+    app.slider[0].set_value(first).run()
+    assert "Replay of recorded frames" in words_of(app)
+    assert app.slider[0].value > first
+    app.slider[0].set_value(STEPS - 1).run()
+    assert "Replay of recorded frames" not in words_of(app)
+    assert app.slider[0].value == STEPS - 1
+
+
 def test_stop_asks_how_and_only_the_owner_may(house):
     mine, foreign = house.add(), house.add(owner="browser-x", seed=1)
     app = house.open("run", run=mine)
@@ -191,7 +206,7 @@ def test_an_identical_finished_run_is_offered(house, words_of):
     house.finish(run_id)
     app = no_error(house.open("launch", like=run_id))
     assert "This exact run is there already" in words_of(app)
-    assert next(button for button in app.button if button.label.startswith("Launch")).disabled
+    assert next(button for button in app.button if button.label == "Nothing new to launch").disabled
 
 
 def test_a_file_outside_the_roots_is_refused_and_nothing_is_lost(house, words_of):

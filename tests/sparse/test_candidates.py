@@ -75,6 +75,16 @@ def test_a_score_of_zero_never_wins(synchronous: bool) -> None:
     assert (found.tensor.tolist(), found.index.tolist()) == ([1], [1])
 
 
+def test_the_last_entry_of_a_short_last_block_can_win() -> None:
+    first, second = torch.full((2 * BLOCK,), 1e-3), torch.zeros(9 * BLOCK + 4)
+    first[0] = 5.0
+    second[-1] = 9.0
+    weights = [torch.zeros(len(second)), torch.zeros(len(first))]
+    found = stream([second, first], weights, 1, True, {"power": 1.0, "exp": 1.0, "eps": 1e-3})
+    assert found is not None
+    assert (found.tensor.tolist(), found.index.tolist()) == ([0], [9 * BLOCK + 3])
+
+
 def test_gradients_too_small_to_square_are_still_ranked() -> None:
     gradient = torch.zeros(4 * BLOCK)
     gradient[3 * BLOCK + 5] = 1e-30

@@ -28,7 +28,8 @@ def python(*words: str) -> list[str]:
 def environment(home: Path) -> dict[str, str]:
     """Variables that make a new process find this project and this home."""
     paths = [str(settings.PROJECT), os.environ.get("PYTHONPATH", "")]
-    return {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PEFTSCOPE_HOME": str(home)}
+    found = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PEFTSCOPE_HOME": str(home)}
+    return {**settings.QUIET_THREADS, **found}
 
 
 class LocalBackend:
@@ -67,7 +68,7 @@ class LocalBackend:
         if slot == ANSWERS:
             module, function, value = "answerer", "--answerer", self._options.answerer
         words = ["-m", f"engine.jobs.{module}", "--home", str(self._home), "--name", name, "--slot", slot]
-        env = {**environment(self._home), "TOKENIZERS_PARALLELISM": "false"}
+        env = environment(self._home)
         if not slot.startswith("cuda"):
             env["CUDA_VISIBLE_DEVICES"] = ""
         start_small(self.log(slot))

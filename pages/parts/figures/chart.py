@@ -8,6 +8,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from pages.parts.figures.palette import Theme, colour
+
+Scalars = dict[str, tuple[np.ndarray, np.ndarray]]
 Kind = Literal["line", "points", "level", "moment"]
 
 
@@ -49,6 +52,17 @@ class Series:
         """Whether there is at least one finite point to draw."""
         shown = self.x if self.kind == "moment" else self.y
         return bool(np.isfinite(shown).any())
+
+
+def level(name: str, value: float | None, tone: str, dash: tuple[int, ...]) -> Series:
+    """A horizontal guide; not drawn when there is no value."""
+    height = np.array([np.nan if value is None else value])
+    return Series(name, np.empty(0), height, tone, "level", dash=dash)
+
+
+def shown_step(step: float, theme: Theme) -> Series:
+    """A vertical guide at the step that the slider shows."""
+    return Series("shown step", np.array([step]), np.empty(0), colour("guide", theme), "moment")
 
 
 @dataclass(frozen=True)

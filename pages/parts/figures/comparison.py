@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pages.parts.figures.chart import Chart, Series, smoothed
+from pages.parts.figures.chart import Chart, Scalars, Series, level, smoothed
 from pages.parts.figures.curves import SMOOTHING
-from pages.parts.figures.mask import Scalars
 from pages.parts.figures.palette import Theme, colour, style_of
 
 
@@ -44,7 +43,7 @@ def overlay_chart(curves: Sequence[Curve], key: str, theme: Theme, majority: flo
         values = smoothed(y, SMOOTHING) if key.startswith("train/") else y
         series.append(Series(curve.label, x, values, style.colour, dash=style.dash))
     guide = [] if majority is None or not is_accuracy else [
-        Series("largest class", [], [majority], colour("guide", theme), "level", dash=(2, 3))
+        level("largest class", majority, colour("guide", theme), (2, 3))
     ]  # fmt: skip
     what = key.replace("/", " ") + (f", smoothed {SMOOTHING:g}" if key.startswith("train/") else "")
     return Chart(
@@ -68,8 +67,8 @@ def pareto_chart(points: Sequence[Point], theme: Theme) -> Chart:
         series.append(
             Series(
                 point.label,
-                [point.params],
-                [point.accuracy],
+                np.array([point.params]),
+                np.array([point.accuracy]),
                 style.colour,
                 "points",
                 marker=style.marker,
@@ -87,6 +86,7 @@ def pareto_chart(points: Sequence[Point], theme: Theme) -> Chart:
         alt=f"Highest: {best.label} at {best.accuracy:.1%} with {best.params:,}." if best else "No finished run.",
         series=tuple(series),
         log_x=True,
+        x_format="~s",
         y_format=".1%",
         height=380,
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pages.parts.figures.chart import Chart, Series
-from pages.parts.figures.mask import Scalars
+from pages.parts.figures.chart import Chart, Scalars, Series
 from pages.parts.figures.palette import Style
 
 _WHAT = {
-    "step/seconds": ("step-time", "Time per step", "milliseconds", 1e3, ",.3~g"),
+    "step/seconds": ("step-time", "Time per step", "milliseconds", 1e3, ",.0f"),
     "cost/memory_bytes": ("memory", "Peak memory", "MiB", 1 / 2**20, ",.0f"),
     "cost/power_watts": ("power", "Power", "watts", 1.0, ",.0f"),
     "cost/energy_joules": ("energy", "Energy so far", "joules", 1.0, ",.0f"),

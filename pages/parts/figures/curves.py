@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pages.parts.figures.chart import Chart, Series, smoothed
-from pages.parts.figures.mask import Scalars, moment
+from pages.parts.figures.chart import Chart, Scalars, Series, level, shown_step, smoothed
 from pages.parts.figures.palette import Style, Theme, colour
 
 SMOOTHING = 0.9
@@ -26,10 +25,10 @@ def loss_chart(scalars: Scalars, steps: int, style: Style, theme: Theme, at: int
         y="cross entropy, nats (lower is better)",
         alt=latest + (f" Validation loss {v[-1]:.3f}." if len(v) else ""),
         series=(
-            Series("training, each batch", x, y, style.colour, faint=True),
-            Series(f"training, smoothed ({SMOOTHING:g})", x, smoothed(y, SMOOTHING), style.colour),
+            Series("each batch", x, y, style.colour, faint=True),
+            Series(f"smoothed {SMOOTHING:g}", x, smoothed(y, SMOOTHING), style.colour),
             Series("validation", u, v, colour("baseline", theme), dash=(6, 3), marker="circle"),
-            *([] if at is None else [moment(at, theme)]),
+            *([] if at is None else [shown_step(at, theme)]),
         ),
         x_range=(0, steps),
     )
@@ -53,20 +52,16 @@ def accuracy_chart(
         y="share right (higher is better)",
         alt=latest + against,
         series=(
-            Series("largest class", [], _number(majority), guide, "level", dash=(2, 3)),
-            Series("before training", [], _number(step0), guide, "level", dash=(8, 4)),
-            Series("training, smoothed", x, smoothed(y, SMOOTHING), style.colour, faint=True),
+            level("largest class", majority, guide, (2, 3)),
+            level("untrained", step0, guide, (8, 4)),
+            Series("training", x, smoothed(y, SMOOTHING), style.colour, faint=True),
             Series("validation", u, v, style.colour, marker=style.marker),
-            *([] if at is None else [moment(at, theme)]),
+            *([] if at is None else [shown_step(at, theme)]),
         ),
         x_range=(0, steps),
         y_range=_accuracy_range(majority, step0, y, v),
         y_format=".0%",
     )
-
-
-def _number(value: float | None) -> list[float]:
-    return [np.nan if value is None else float(value)]
 
 
 def _accuracy_range(majority: float | None, step0: float | None, *curves: np.ndarray) -> tuple[float, float]:

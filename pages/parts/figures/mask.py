@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from pages.parts.figures.chart import Chart, Series
+from pages.parts.figures.chart import Chart, Scalars, Series, level, shown_step
 from pages.parts.figures.grid import Cell, Dense, Grid, ceiling, decade, percent
 from pages.parts.figures.layers import Row, sections, title_of
 from pages.parts.figures.palette import Style, Theme, colour
 
-Scalars = dict[str, tuple[np.ndarray, np.ndarray]]
 MAP_ROWS, MAP_COLUMNS = 96, 144
 """Most blocks of a matrix's density map in each direction."""
 
@@ -61,7 +60,7 @@ def growth_chart(scalars: Scalars, budget: int, steps: int, style: Style, theme:
     """Selected entries against the budget, over steps."""
     x, y = scalars.get("mask/selected", (np.empty(0), np.empty(0)))
     latest = f"{y[-1]:,.0f} of {budget:,} selected by step {x[-1]:,.0f}." if len(y) else "Nothing selected yet."
-    marks = [] if at is None else [moment(at, theme)]
+    marks = [] if at is None else [shown_step(at, theme)]
     return Chart(
         name="mask-growth",
         title="Growth of the mask against its budget",
@@ -69,7 +68,7 @@ def growth_chart(scalars: Scalars, budget: int, steps: int, style: Style, theme:
         y="entries selected",
         alt=latest,
         series=(
-            Series("budget", [], [budget], colour("guide", theme), "level", dash=(4, 4)),
+            level("budget", budget, colour("guide", theme), (4, 4)),
             Series("selected", x, y, style.colour),
             *marks,
         ),
@@ -77,11 +76,6 @@ def growth_chart(scalars: Scalars, budget: int, steps: int, style: Style, theme:
         y_range=(0, 1.08 * max(1, budget)),
         y_format="~s",
     )
-
-
-def moment(step: int, theme: Theme) -> Series:
-    """A vertical guide at the step that the slider shows."""
-    return Series("shown step", [step], [], colour("guide", theme), "moment")
 
 
 def matrix_grid(row: Row, layers: int, index: np.ndarray, moved: np.ndarray, until: int) -> Grid:

@@ -24,7 +24,7 @@ def plotly_figure(chart: Chart) -> go.Figure:
         margin={"l": 8, "r": 8, "t": 36, "b": 8},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         hovermode="closest" if all(s.kind == "points" for s in chart.shown) else "x unified",
-        showlegend=True,
+        showlegend=len(chart.shown) > 1,
     )
     figure.update_xaxes(title=chart.x, tickformat=chart.x_format or None, **_axis(chart.x_range, chart.log_x))
     figure.update_yaxes(title=chart.y, tickformat=chart.y_format or None, **_axis(chart.y_range, chart.log_y))
@@ -76,7 +76,7 @@ def _line(series: Series) -> dict[str, Any]:
 
 
 def _axis(ends: tuple[float, float] | None, log: bool) -> dict[str, Any]:
-    axis: dict[str, Any] = {"type": "log"} if log else {}
+    axis: dict[str, Any] = {"type": "log", "dtick": "D2"} if log else {}
     return axis | ({"range": list(ends)} if ends and not log else {})
 
 

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 
 from engine.probes.rank import ever_moved
-from pages.parts.figures.chart import Chart, Series
+from pages.parts.figures.chart import Chart, Scalars, Series, shown_step
 from pages.parts.figures.grid import Cell, Grid, Section
 from pages.parts.figures.layers import Row, sections, title_of
-from pages.parts.figures.mask import Scalars, moment
 from pages.parts.figures.palette import Style, Theme, colour
 
 COLUMNS = 60
@@ -96,7 +95,7 @@ def schedule_chart(scalars: Scalars, steps: int, style: Style, theme: Theme, at:
         series=(
             Series("budget", u, v, colour("guide", theme), dash=(4, 4)),
             Series("in effect", x, y, style.colour),
-            *([] if at is None else [moment(at, theme)]),
+            *([] if at is None else [shown_step(at, theme)]),
         ),
         x_range=(0, steps),
     )

@@ -74,15 +74,17 @@ def _by_series(shown: Sequence[Series], values: list[Any]) -> Channel:
 
 
 def _legend(chart: Chart) -> Channel:
+    if len(chart.shown) < 2:
+        return {"legend": None}
     only_points = all(series.kind == "points" for series in chart.shown)
     symbol = {} if only_points else {"symbolType": "stroke", "symbolSize": 250}
     return {"legend": {"title": None, "orient": "top", "columns": 2, "labelLimit": 260, **symbol}}
 
 
 def _colours(chart: Chart) -> dict[str, Channel]:
-    colours = _by_series(chart.shown, [series.colour for series in chart.shown])
-    opacity = _by_series(chart.shown, [0.35 if series.faint else 1.0 for series in chart.shown])
-    return {"color": colours | _legend(chart), "opacity": opacity | _legend(chart)}
+    # Faint by the colour's alpha: an opacity scale would interpolate between its first and last value.
+    colours = [series.colour + ("59" if series.faint else "") for series in chart.shown]
+    return {"color": _by_series(chart.shown, colours) | _legend(chart)}
 
 
 def _dashes(chart: Chart) -> Channel:
