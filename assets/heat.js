@@ -126,14 +126,22 @@ function drawSection(drawing, pen, place, theme) {
   pen.font = `13px ${theme.font}`;
   pen.fillStyle = theme.text;
   section.rows.forEach((label, row) => pen.fillText(label, left - 8, top + (row + 0.5) * cellHeight, left - 10));
-  for (const [row, column, value, text, hoverText, id] of section.cells) {
+  const titles = titlesOf(section);
+  for (const [row, column, value, text, reading, id] of section.cells) {
     const box = {
       x: left + column * cellWidth + gap / 2, y: top + row * cellHeight + gap / 2,
-      w: cellWidth - gap, h: cellHeight - gap, hover: hoverText, id, joined: !section.gaps,
+      w: cellWidth - gap, h: cellHeight - gap, hover: [`${section.rows[row]}, ${titles[column]}`.replace(/[, ]+$/, ""), reading].filter(Boolean).join("\n"),
+      id, joined: !section.gaps,
     };
     drawCell(drawing, pen, box, value, text, theme);
     drawing.boxes.push(box);
   }
+}
+
+// Every column's title in full: its group's, then its own.
+function titlesOf(section) {
+  const groups = section.groups.flatMap(([title, span]) => Array(span).fill(title));
+  return section.columns.map((label, i) => [groups[i], section.gaps ? label : ""].filter(Boolean).join(" "));
 }
 
 function drawHeads(pen, { section, left, top, head, cellWidth }, theme) {

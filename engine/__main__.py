@@ -2,11 +2,14 @@
 
 import os
 import sys
+import warnings
 
 from engine.cli.main import main
 from engine.settings import QUIET_THREADS
 
 if __name__ == "__main__":
+    # Libraries warn their own callers; to whoever types a command it is noise.
+    warnings.simplefilter("ignore", FutureWarning)
     for name, value in QUIET_THREADS.items():
         os.environ.setdefault(name, value)
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Estimates shown before launch, always marked as such: memory and time.
 
-Time comes from the arithmetic of a step and the rate that runs on this machine reached,
-kept in ``speed.json``; before the first run, from a cautious rate per core.
+Time comes from the arithmetic of a step and the rate that runs of a model of the same size reached
+on this machine, kept in ``speed.json``; before the first, from a cautious rate per core.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def memory_bytes(work: Workload, device: str) -> int:
 
 def seconds(work: Workload, device: str, threads: int, home: Path) -> float:
     """Wall time of training and evaluation, loading apart."""
-    rate = _measured_rates(home).get(_place(device, threads))
+    rate = _measured_rates(home).get(_place(work, device, threads))
     if rate is None:
         rate = CPU_FLOPS_PER_THREAD * threads if device == "cpu" else GPU_FLOPS
     return work.flops / rate
@@ -84,7 +84,7 @@ def seconds(work: Workload, device: str, threads: int, home: Path) -> float:
 def record_speed(work: Workload, device: str, threads: int, measured_seconds: float, home: Path) -> None:
     """Remember the rate a finished run reached, averaged with earlier ones."""
     rates = _measured_rates(home)
-    place = _place(device, threads)
+    place = _place(work, device, threads)
     rate = work.flops / max(measured_seconds, 1e-3)
     rates[place] = rate if place not in rates else 0.5 * (rate + rates[place])
     path = home / "speed.json"
@@ -93,13 +93,15 @@ def record_speed(work: Workload, device: str, threads: int, measured_seconds: fl
     temporary.replace(path)
 
 
-def _place(device: str, threads: int) -> str:
-    return f"cpu x{threads}" if device == "cpu" else "cuda"
+def _place(work: Workload, device: str, threads: int) -> str:
+    """What a rate holds for: small models spend most of a step outside arithmetic, large ones do not."""
+    where = f"cpu x{threads}" if device == "cpu" else "cuda"
+    return f"{where}, {work.architecture.layers} layers of {work.architecture.hidden}"
 
 
 def _measured_rates(home: Path) -> dict[str, float]:
     try:
         data = json.loads((home / "speed.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {key: float(value) for key, value in data.items() if value > 0}
+        return {key: float(value) for key, value in data.items() if value > 0}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # there is none, or it is damaged: the next run writes it anew

@@ -24,8 +24,6 @@ from engine.tasks.encoding import encode
 
 CURVE_ITEMS = 256
 """Validation examples measured while training."""
-CURVE_POINTS = 10
-"""Measurements of the validation curve after the one at step 0."""
 SAMPLED = 512
 """Training examples tokenised to estimate lengths."""
 
@@ -214,13 +212,22 @@ def solved_choice(choice: MethodChoice, architecture: Architecture, requested: i
     return explicit.with_settings(config.model_dump(mode="json"))
 
 
+def curve_points(steps: int) -> list[int]:
+    """Steps after which the validation curve is measured: evenly spaced, the last one included.
+
+    Ten of them, or fewer in a short run, which would otherwise spend most of its time on them.
+    """
+    points = min(10, max(4, steps // 15))
+    return sorted({round(steps * k / points) for k in range(1, points + 1)} - {0})
+
+
 def workload(spec: RunSpec, setting: Setting, params: Params) -> estimate.Workload:
     """The arithmetic of a resolved run, from the real lengths of a sample of its sentences."""
     train_set = setting.dataset.splits["train"]
     sample = train_set.take(range(min(SAMPLED, len(train_set))))
     lengths = encode(sample, tokenizer_of(setting.source), int(spec.train.max_length)).lengths
     padded = estimate.padded_lengths(lengths, spec.train.batch_size)
-    evaluated = CURVE_ITEMS * (CURVE_POINTS + 1) + sum(
+    evaluated = CURVE_ITEMS * (len(curve_points(spec.train.steps)) + 1) + sum(
         len(setting.dataset.splits[name].labels) for name in ("validation", "test")
     )
     dense = setting.architecture.backbone if spec.method.name == "full" else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -37,9 +38,12 @@ def idle_minutes() -> float:
 def _number(name: str, default: float) -> float:
     text = os.environ.get(name) or str(default)
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise SpecError(f"{name} is {text!r}, which is not a number.", f"Set it to one, or unset it: {default}.") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise SpecError(f"{name} is {text!r}, which is not a number.", f"Unset it for {default}.")
+    return value
 
 
 def roots() -> tuple[Path, ...]:
@@ -62,7 +66,7 @@ def allowed_path(text: str | Path) -> Path:
     try:
         path = Path(text).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:  # an unknown user, a circle of links, a zero byte
-        raise PathRefused(f"{str(text)!r} is not a path: {error}.", "Check its spelling.") from None
+        raise PathRefused(f"{str(text)!r} cannot be a path: {str(error).rstrip('.')}.", "Check its spelling.") from None
     if not any(path == root or root in path.parents for root in roots()):
         listed = ", ".join(str(root) for root in roots())
         raise PathRefused(

@@ -71,9 +71,7 @@ class Seeds(_Part):
     init: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Initialisation of what the method adds.")
     head: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Initialisation of the task head.")
     data: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Order of the training examples.")
-    method: int | None = Field(
-        None, ge=0, le=LARGEST_SEED, description="Random choices of the method while it trains."
-    )
+    method: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Random choices of the method while it trains.")
 
 
 class TrainSpec(_Part):

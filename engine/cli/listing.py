@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
@@ -56,7 +58,10 @@ def spec_of(arguments: argparse.Namespace) -> RunSpec:
             place = place.setdefault(key, {})
             if not isinstance(place, dict):
                 raise SpecError(f"--set {path}: {key} has no fields.", "Check the field's path.")
-        place[last] = yaml.safe_load(value)
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise SpecError(f"--set {path}: {value!r} is not YAML.", "Close its brackets and quotes.") from None
     return parse_spec(data)
 
 
@@ -74,6 +79,7 @@ def methods(arguments: argparse.Namespace) -> int:
 def _one_method(arguments: argparse.Namespace) -> int:
     method = registry.method_named(arguments.name)
     schema = method.Config.model_json_schema()
+    text = inspect.cleandoc(method.__doc__ or "")
     settings_rows = [
         {"setting": name, "default": field.get("default"), "what": field.get("description", "")}
         for name, field in schema.get("properties", {}).items()
@@ -88,11 +94,11 @@ def _one_method(arguments: argparse.Namespace) -> int:
         "lr": vars(method.lr),
         "exports": list(method.export_formats),
         "settings": schema,
-        "text": method.__doc__,
+        "text": text,
         "notes": method.notes,
     }
     head = f"{method.title} ({method.family}): {method.paper.authors}, {method.paper.venue}. {method.paper.url}"
-    return emit(arguments, data, f"{head}\n\n{method.__doc__}\n{method.notes}\n\n{table(settings_rows)}")
+    return emit(arguments, data, "\n\n".join([head, text, method.notes, table(settings_rows)]))
 
 
 def models(arguments: argparse.Namespace) -> int:
@@ -110,7 +116,7 @@ def datasets(arguments: argparse.Namespace) -> int:
     from engine.tasks.files import inspect_file
 
     if arguments.file:
-        look = vars(inspect_file(settings.allowed_path(arguments.file)))
+        look = asdict(inspect_file(arguments.file))
         return emit(arguments, look, "\n".join(f"{key}: {value}" for key, value in look.items()))
     rows = [vars(entry) for entry in entries()]
     short = [{key: row[key] for key in ("id", "title", "available", "description")} for row in rows]
@@ -154,7 +160,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 def _check(name: str, look: Any) -> dict[str, str]:
     try:
         return {"check": name, "state": "ok", "found": look()}
-    except (EngineError, metadata.PackageNotFoundError) as error:
+    except (EngineError, OSError, metadata.PackageNotFoundError) as error:
         return {"check": name, "state": "wrong", "found": str(error)}
 
 

@@ -1,40 +1,76 @@
-"""Parses `python -m engine ...` and calls one command; errors become one plain line."""
+"""Parses `python -m engine ...` and calls one command; errors become one plain line, or JSON when asked for."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from engine.cli import listing, running
 from engine.errors import EngineError
 
 Command = Callable[[argparse.Namespace], int]
+
+
+class _WrongUsage(Exception):
+    """What the command line says cannot be understood."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _WrongUsage(f"{message}.", self.format_usage().strip())
+
+
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    Commands = argparse._SubParsersAction[_Parser]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 for an error, 2 for wrong usage."""
-    arguments = _parser().parse_args(argv)
-    command: Command = arguments.command
+    """Run one command; returns the exit status: 0, 1 for an error, 2 for wrong usage, 130 for Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return command(arguments)
-    except EngineError as error:
-        if getattr(arguments, "json", False):
-            print(json.dumps({"error": error.what, "todo": error.todo}))
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        try:
+            return _carry_out(words)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
+        # Whoever read has seen enough. Python flushes once more when it leaves, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         return 130
 
 
+def _carry_out(words: Sequence[str]) -> int:
+    as_json = "--json" in words
+    try:
+        arguments = _parser().parse_args(words)
+        command: Command = arguments.command
+        return command(arguments)
+    except _WrongUsage as error:
+        return _say(as_json, 2, *error.args)
+    except EngineError as error:
+        return _say(as_json, 1, error.what, error.todo)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return _say(as_json, 1, f"{error.filename or 'A file'}: {error.strerror or error}.", "Check it and try again.")
+
+
+def _say(as_json: bool, status: int, what: str, todo: str) -> int:
+    """Say on both streams what went wrong; returns the exit status."""
+    if as_json:
+        print(json.dumps({"error": what, "todo": todo}, ensure_ascii=False))
+    print(f"error: {what} {todo}".strip(), file=sys.stderr)
+    return status
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine", description="PEFTscope's engine, from a terminal.")
+    parser = _Parser(prog="python -m engine", description="PEFTscope's engine, from a terminal.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_listing(commands)
     _add_running(commands)
@@ -43,13 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(
-    commands: Commands, name: str, command: Command, text: str, *, json_too: bool = True
-) -> argparse.ArgumentParser:
+def _add(commands: Commands, name: str, command: Command, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(command=command)
-    if json_too:
-        parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print one JSON document, errors too")
     return parser
 
 
@@ -72,12 +105,12 @@ def _spec_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_running(commands: Commands) -> None:
-    run = _add(commands, "run", running.run, "Train in the foreground, without a server.", json_too=False)
+    run = _add(commands, "run", running.run, "Train in the foreground, without a server.")
     _spec_arguments(run)
     run.add_argument("--quiet", action="store_true", help="print the summary only")
     submit = _add(commands, "submit", running.submit, "Queue a run for the engine, starting it when needed.")
     _spec_arguments(submit)
-    submit.add_argument("--seeds", type=int, default=1, help="queue this many runs, with consecutive seeds")
+    submit.add_argument("--seeds", type=_one_or_more, default=1, help="queue this many runs, with consecutive seeds")
     submit.add_argument("--again", action="store_true", help="train even if an identical finished run exists")
     runs = _add(commands, "runs", running.runs, "List the runs.")
     runs.add_argument("--state", help="only runs in this state")
@@ -100,12 +133,28 @@ def _add_results(commands: Commands) -> None:
     export.add_argument("--as", dest="format", required=True, help="delta, peft, merged, result, recording, ...")
     export.add_argument("--to", required=True, metavar="FILE")
     prune = _add(commands, "prune", running.prune, "Delete old runs, or show what that would free.")
-    prune.add_argument("--older-than", type=float, default=30.0, metavar="DAYS")
+    prune.add_argument("--older-than", type=_not_negative, default=30.0, metavar="DAYS")
     prune.add_argument("--yes", action="store_true", help="really delete")
 
 
 def _add_service(commands: Commands) -> None:
-    serve = _add(commands, "serve", running.serve, "Run the engine: queue, workers, answers.", json_too=False)
-    serve.add_argument("--idle-minutes", type=float, default=30.0, help="leave after this long without work")
-    bench = _add(commands, "bench", running.bench, "Measure what the README claims.", json_too=False)
+    serve = _add(commands, "serve", running.serve, "Run the engine: queue, workers, answers.")
+    serve.add_argument("--idle-minutes", type=_not_negative, help="leave after this long without work")
+    bench = _add(commands, "bench", running.bench, "Measure what the README claims.")
     bench.add_argument("rest", nargs=argparse.REMAINDER, help="a benchmark's name and its options")
+
+
+def _one_or_more(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _not_negative(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0")
+    return number

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from engine import settings
 from engine.cli.listing import emit, spec_of, table
-from engine.errors import RunFailed, SpecError
+from engine.errors import SpecError
 from engine.spec import RunSpec
 from engine.store.rights import MACHINE
 from engine.store.run_row import STATES, RunRow
@@ -29,18 +30,17 @@ def run(arguments: argparse.Namespace) -> int:
     from engine.plan import make_plan
 
     plan = make_plan(spec_of(arguments))
-    with _progress(not arguments.quiet and sys.stderr.isatty()):
+    with _progress(not (arguments.quiet or arguments.json) and sys.stderr.isatty()):
         row = run_here(settings.home(), plan.spec, plan.to_json(), owner=MACHINE)
     if row.summary is None or row.state != "finished":
         print(json.dumps({"run": row.id, "status": row.state, "error": row.error, "todo": row.todo}))
-        if row.state == "stopped":
-            return 130
-        raise RunFailed(row.error or "The run failed.", row.todo or "")
+        print(f"{row.state}: {row.error or ''} {row.todo or ''}".strip(), file=sys.stderr)
+        return 130 if row.state == "stopped" else 1
     print(json.dumps(row.summary))
     return 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress(wanted: bool) -> Iterator[None]:
     """One line on the terminal that says where the newest run is."""
     over = threading.Event()
@@ -189,13 +189,21 @@ def serve(arguments: argparse.Namespace) -> int:
     from engine.jobs.options import Options
     from engine.jobs.serve import serve as be_the_engine
 
-    if not be_the_engine(settings.home(), Options(idle_seconds=60 * arguments.idle_minutes)):
-        print("another engine serves this store already", file=sys.stderr)
-    return 0
+    minutes = settings.idle_minutes() if arguments.idle_minutes is None else arguments.idle_minutes
+    served = be_the_engine(settings.home(), Options(idle_seconds=60 * minutes))
+    text = "the engine has left" if served else "another engine serves this store already"
+    return emit(arguments, {"served": served, "home": str(settings.home())}, text)
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Run a benchmark."""
+    """Run a benchmark; as JSON, what it prints comes as lines once it is over."""
     from engine.bench import main
 
-    return main(arguments.rest)
+    name, *rest = [word for word in arguments.rest if word != "--json"] or [""]
+    if not (arguments.json or "--json" in arguments.rest):
+        return main([name, *rest])
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        status = main([name, *rest])
+    emit(argparse.Namespace(json=True), {"benchmark": name, "printed": printed.getvalue().splitlines()}, "")
+    return status

@@ -77,7 +77,9 @@ class Selective(Method):
                 "Put it on LoRA or DoRA.",
             )
         if isinstance(inner, Selective):
-            raise SpecError(f"{self.title} cannot stand on {inner.title}, which selects weights too.", "Leave out `on`.")
+            raise SpecError(
+                f"{self.title} cannot stand on {inner.title}, which selects weights too.", "Leave out `on`."
+            )
         self.rows = self.trainables(context.architecture, config)
         self.k = self.size(context.architecture, config)
         self._numbers = {row.name: number for number, row in enumerate(self.rows)}

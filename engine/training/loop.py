@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from engine.errors import Stopped
 from engine.events import Control, Sink
+from engine.plan import curve_points
 from engine.tasks.encoding import Encoded
 from engine.tasks.order import batch_order, curve_sample
 from engine.training import checkpoint, recipe
@@ -52,6 +53,9 @@ class Loop:
         self.curve_steps = set(curve_points(self.train.steps))
         self.seconds = 0.0
         """Time spent in training steps, evaluation and checkpoints apart."""
+        self.earlier = 0.0
+        """Wall time of what was done before the checkpoint this run goes on from."""
+        self._began = time.monotonic()
         self._window = 0.0
         self._waiting: list[tuple[int, torch.Tensor]] = []
         self._flushed = self._saved = time.monotonic()
@@ -134,7 +138,7 @@ class Loop:
                 self.sink.scalar("gradient/norm", step + 1, norm)
                 factor = recipe.lr_factor(step, self.train.steps, self.train.warmup)
                 self.sink.scalar("lr", step + 1, float(self.train.lr) * factor)
-                self.guard.see(step + 1, loss)
+                self.guard.see(step + 1, loss, norm)
             self.sink.scalar("step/seconds", done, self._window / len(values))
             self.seconds += self._window
             self._window = 0.0
@@ -158,9 +162,15 @@ class Loop:
         self.sink.scalar("validation/loss", done, loss)
         self.sink.scalar("validation/accuracy", done, accuracy)
         self.sink.flush()
+        recipe.check_finite("validation loss", done, loss)
 
     def _save(self, done: int) -> None:
-        state = {"guard": self.guard.state(), "recorder": self.recorder.state(), "seconds": self.seconds}
+        state = {
+            "guard": self.guard.state(),
+            "recorder": self.recorder.state(),
+            "seconds": self.seconds,
+            "elapsed": self.earlier + time.monotonic() - self._began,
+        }
         checkpoint.save(self.checkpoints, self.built, self.optimizer, done, state)
         self._saved = time.monotonic()
 
@@ -168,11 +178,12 @@ class Loop:
         """Restore the checkpoint, if there is one; returns the steps already done."""
         saved = checkpoint.read(self.checkpoints)
         if saved is None:
+            self.sink.rewind(-1)  # of a run that starts again, nothing from before may stay
             return 0
         checkpoint.restore(saved, self.built, self.optimizer)
         self.guard.restore(saved.state["guard"])
         self.recorder.restore(saved.state["recorder"])
-        self.seconds = saved.state["seconds"]
+        self.seconds, self.earlier = saved.state["seconds"], saved.state["elapsed"]
         self.sink.rewind(saved.step)
         self.sink.note("info", f"Resumed from the checkpoint after step {saved.step}.", saved.step)
         return saved.step
@@ -180,8 +191,3 @@ class Loop:
     @staticmethod
     def _due(since: float, seconds: float) -> bool:
         return time.monotonic() - since >= seconds
-
-
-def curve_points(steps: int, points: int = 10) -> list[int]:
-    """Steps after which the validation curve is measured: evenly spaced, the last one included."""
-    return sorted({round(steps * k / points) for k in range(1, points + 1)} - {0})

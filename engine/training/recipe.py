@@ -73,6 +73,16 @@ def clip(
     return norm, scale
 
 
+def check_finite(what: str, step: int, value: float) -> None:
+    """Refuse a number that is not finite: from such weights nothing comes back.
+
+    Raises:
+        Diverged: with the step and what to change.
+    """
+    if not math.isfinite(value):
+        raise Diverged(f"The {what} at step {step} is {value}.", "Lower the learning rate.")
+
+
 class DivergenceGuard:
     """Raises `Diverged` when a loss is not finite, or when recent losses average far above the first.
 
@@ -85,14 +95,14 @@ class DivergenceGuard:
         self.first = first
         self._recent: deque[float] = deque(maxlen=RECENT)
 
-    def see(self, step: int, loss: float) -> None:
-        """Judge one training loss.
+    def see(self, step: int, loss: float, norm: float = 0.0) -> None:
+        """Judge one training loss and the norm of its gradient.
 
         Raises:
             Diverged: with the step and what to change.
         """
-        if not math.isfinite(loss):
-            raise Diverged(f"The loss at step {step} is {loss}.", "Lower the learning rate.")
+        check_finite("loss", step, loss)
+        check_finite("gradient's norm", step, norm)
         if self.first is None:
             self.first = loss
         self._recent.append(loss)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import time
 import traceback
@@ -46,14 +48,14 @@ def run_job(home: Path, run_id: str, caches: Caches) -> str:
             try:
                 summary = _carry_out(run_id, spec, params, folder, sink, RowControl(runs, run_id), caches)
                 ending = {"state": "finished", "summary": summary}
-            except (EngineError, RuntimeError, MemoryError, OSError, ValueError, KeyError, TypeError) as error:
+            except Exception as error:
                 ending = _ending(error, folder)
                 _tell(sink, ending)
     except EngineError as error:  # the run's own file cannot be written
         ending = {"state": "failed", "error": error.what, "todo": error.todo}
+    runs.finish(run_id, **ending)
     if ending["state"] == "finished":
         checkpoint.drop(folder.checkpoint)
-    runs.finish(run_id, **ending)
     runs.close()
     return str(ending["state"])
 
@@ -72,13 +74,14 @@ def _carry_out(
     loop = Loop(built, splits, sink, control, folder.root)
     if built.method.scores_first and not loop.resumes:
         _score(built, splits, sink, control)
+    began, whole = time.monotonic(), not loop.resumes
     loop.run()
-    trained = time.monotonic()
     done, total = 0, len(splits["validation"]) + len(splits["test"])
     sink.phase("evaluating", done, total)
     validation = result.measure(built, splits["validation"], sink, done, total)
     test = result.measure(built, splits["test"], sink, len(splits["validation"]), total)
     sink.scalar("test/accuracy", spec.train.steps, test.accuracy)
+    measured = time.monotonic() - began
     labels = splits["test"].labels
     on_disk = result.write(folder.root, built, test, labels, spec.hash())
     details = result.describe(test, labels, built.setting.dataset.labels, built.setting.dataset.splits["test"])
@@ -89,7 +92,7 @@ def _carry_out(
         "method": spec.method.name,
         "params": {"requested": params.requested, "method": params.method, "head": params.head, "total": params.total},
         "accuracy": {"validation": validation.accuracy, "test": test.accuracy, "ci95": details["ci95"]},
-        "seconds": time.monotonic() - started,
+        "seconds": loop.earlier + time.monotonic() - started,
         "training_seconds": loop.seconds,
         "steps_per_second": spec.train.steps / loop.seconds if loop.seconds else None,
         "peak_memory_bytes": loop.recorder.memory.bytes(),
@@ -102,10 +105,10 @@ def _carry_out(
     sink.meta("test", details)
     sink.meta("summary", summary)
     sink.phase("finished")
-    work = workload(spec, built.setting, params)
-    estimate.record_speed(
-        work, spec.train.device, int(spec.train.threads), trained - started, folder.root.parent.parent
-    )
+    if whole:
+        work = workload(spec, built.setting, params)
+        with contextlib.suppress(OSError):  # a full disk spoils an estimate, not a result
+            estimate.record_speed(work, spec.train.device, int(spec.train.threads), measured, folder.root.parent.parent)
     return summary
 
 
@@ -166,7 +169,7 @@ def _plain_cause(error: BaseException) -> dict[str, str]:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
         return {"error": "The device ran out of memory.", "todo": "Use a smaller batch or fewer tokens per example."}
-    if isinstance(error, OSError) and error.errno == 28:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return {"error": "The disk is full.", "todo": "Free some space, then resume the run."}
     return {"error": f"The run failed unexpectedly: {text[:500]}", "todo": "Its log has the details."}
 

@@ -208,7 +208,10 @@ def moments(snapshot: Snapshot) -> list[int]:
 
 
 def _controls(state: Watch, mode: Mode, steps: list[int], total: int, over: bool) -> int:
-    """Switch, buttons and slider; returns the step to show."""
+    """Switch, buttons and slider; returns the step to show.
+
+    Live there is nothing to step through, and each element costs every viewer every second.
+    """
     newest = mode == "Live" or state.position is None
     step = steps[-1] if newest else _at_or_before(steps, state.position or 0)
     if mode == "Playing":
@@ -223,7 +226,8 @@ def _controls(state: Watch, mode: Mode, steps: list[int], total: int, over: bool
                 "View", ["Live", "Paused"], key=state.switch_key, required=True, label_visibility="collapsed",
                 on_change=state.switched,
             )  # fmt: skip
-        _buttons(state, mode, steps, step)
+        if mode != "Live":
+            _buttons(state, mode, steps, step)
         state.draw(step, max(total, 1), len(steps) > 1)
     return step
 

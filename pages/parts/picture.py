@@ -41,52 +41,58 @@ def draw_chart(chart: Chart, *, live: bool, key: str) -> None:
 
     Args:
         chart: what to draw.
-        live: whether it is about to change: then nothing is rebuilt in the browser at an update.
+        live: whether it is about to change: then nothing is rebuilt in the browser at an update, and
+            no more is sent than the picture needs.
         key: distinguishes figures of one name on a page.
     """
     place = f"figure-{key}-{chart.name}"
-    with st.container(key=place, gap="xsmall"):
-        _title(chart, place)
-        if live:
-            st.vega_lite_chart(chart.table(), vega_spec(chart), key=f"{place}-live", alt=chart.alt)
-        else:
-            figure = plotly_figure(chart)
-            st.plotly_chart(figure, key=f"{place}-still", alt=chart.alt, config={"displaylogo": False})
+    _title(chart, place)
+    if live:
+        st.vega_lite_chart(chart.columns, vega_spec(chart), key=place, alt=chart.alt)
+    else:
+        figure = plotly_figure(chart)
+        st.plotly_chart(figure, key=place, alt=chart.alt, config={"displaylogo": False})
         st.caption(chart.alt)
 
 
 def draw_grid(grid: Grid, *, key: str, selected: str = "", on_pick: Callable[[str], None] | None = None) -> None:
     """Draw a heat map with its exports; `on_pick` is told the id of a cell that is clicked."""
     place = f"figure-{key}-{grid.name}"
-    widget = f"{place}-heat"
 
     def picked() -> None:
-        choice = st.session_state[widget].picked
+        choice = st.session_state[place].picked
         if on_pick and choice:
             on_pick(choice)
 
-    with st.container(key=place, gap="xsmall"):
-        _title(grid, place)
-        _HEAT(key=widget, data=grid.payload(theme(), selected), on_picked_change=picked)
-        st.caption(grid.alt)
+    _title(grid, place)
+    _HEAT(key=place, data=grid.payload(theme(), selected), on_picked_change=picked)
+    st.caption(grid.alt)
 
 
 def _title(figure: Chart | Grid, place: str) -> None:
-    """The title, and beside it the picture as PNG, its numbers as CSV, and as a table."""
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute", gap="xsmall"):
+    """The title, and beside it what opens the exports.
+
+    What the popover holds is drawn only while it is open: a live page draws this every second.
+    """
+    with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
         st.markdown(f"**{figure.title}**", width="stretch")
-        with st.container(horizontal=True, width="content", gap="small", vertical_alignment="center"):
-            save = {"target": place, "name": figure.name, "title": figure.title}
-            _SAVE(key=f"{place}-png", data=save, width="content")
-            st.download_button(
-                "CSV",
-                data=lambda: figure.data().to_csv(index=False).encode(),
-                file_name=f"{figure.name}.csv",
-                mime="text/csv",
-                key=f"{place}-csv",
-                on_click="ignore",
-                type="tertiary",
-            )
-            table = st.popover("Table", type="tertiary", key=f"{place}-table", on_change="rerun")
-            if table.open:
-                table.dataframe(figure.data(), hide_index=True, alt=figure.alt, height=320, width=640)
+        popover = st.popover("Export", type="tertiary", key=f"{place}-export", on_change="rerun")
+    if popover.open:
+        with popover:
+            _exports(figure, place)
+
+
+def _exports(figure: Chart | Grid, place: str) -> None:
+    """The picture as PNG, its numbers as CSV, and the same numbers as a table."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        save = {"target": place, "name": figure.name, "title": figure.title}
+        _SAVE(key=f"{place}-png", data=save, width="content")
+        st.download_button(
+            "CSV",
+            data=lambda: figure.data().to_csv(index=False).encode(),
+            file_name=f"{figure.name}.csv",
+            mime="text/csv",
+            key=f"{place}-csv",
+            on_click="ignore",
+        )
+    st.dataframe(figure.data(), hide_index=True, alt=figure.alt, height=320, width=640)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
-from typing import Any
 
-from playwright.sync_api import Locator, Page, Request, expect
+from playwright.sync_api import ConsoleMessage, Locator, Page, Request, expect
 
 SECONDS = 90.0
 """How long to wait for anything; a page of its own needs a second or two on a quiet machine."""
-STEP = re.compile(r"after step ([\d,]+)")
+HIGHEST = 4000
+"""Pixels of the highest screenshot."""
 SETTLED = "[data-testid=stApp][data-test-script-state=notRunning][data-test-connection-state=CONNECTED]"
 
 
@@ -29,9 +30,14 @@ class Visitor:
         self._taken = 0
         self.problems: list[str] = []
         page.set_default_timeout(1000 * SECONDS)
-        page.on("console", lambda message: message.type == "error" and self.problems.append(message.text))
+        page.on("console", self._note)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("request", self._stays_here)
+
+    def _note(self, message: ConsoleMessage) -> None:
+        # Below a page's own path Streamlit first looks for its server there, and is told 404.
+        if message.type == "error" and "/_stcore/" not in message.location["url"]:
+            self.problems.append(f"{message.text} ({message.location['url']})")
 
     def _stays_here(self, request: Request) -> None:
         if request.url.startswith("http") and not request.url.startswith(self.url):
@@ -79,46 +85,63 @@ class Visitor:
         """Press a button."""
         self.page.get_by_role("button", name=name).click()
 
+    def pick(self, option: str) -> None:
+        """Pick one of a row of choices."""
+        self.page.get_by_test_id("stButtonGroup").get_by_text(option, exact=True).click()
+        self.settle()
+
+    def leave(self) -> None:
+        """Close the browser."""
+        self.page.context.close()
+
     def state(self, word: str) -> None:
-        """Wait until the run on this page is in a state."""
-        badge = self.page.get_by_test_id("stMarkdownBadge").filter(has_text=word)
-        expect(badge.first).to_be_visible(timeout=1000 * SECONDS)
+        """Wait until the badge of the run on this page, an icon and a word, says so."""
+        self.sees(re.compile(rf"^\w+ {word}$"))
+        self.settle()
 
     def mask(self) -> tuple[int, str]:
         """The step that the picture of the mask shows, and what is drawn, as pixels."""
-        canvas = self.page.get_by_role("img", name=re.compile("^Share of each tensor selected")).first
-        canvas.wait_for()
+        canvas = self._mask(r"[\d,]+")
         label, pixels = canvas.evaluate("canvas => [canvas.getAttribute('aria-label'), canvas.toDataURL()]")
-        found = STEP.search(label)
-        assert found, label
-        return int(found[1].replace(",", "")), pixels
+        return _step(label), pixels
 
     def later_mask(self, step: int) -> tuple[int, str]:
         """The picture of the mask once it shows a later step."""
-        script = (
-            "step => [...document.querySelectorAll('[data-testid=stBidiComponentRegular]')].some(part => {"
-            "const canvas = (part.shadowRoot || part).querySelector('canvas[aria-label^=\"Share of each\"]');"
-            "return canvas && +canvas.getAttribute('aria-label').match(/after step ([\\d,]+)/)[1].replace(',', '')"
-            " > step; })"
-        )
-        self.page.wait_for_function(script, arg=step)
+        shown = self._mask(r"[\d,]+")
+        end = time.monotonic() + SECONDS
+        while _step(shown.get_attribute("aria-label") or "") <= step:
+            assert time.monotonic() < end, f"the mask still shows step {step}"
+            self.page.wait_for_timeout(100)
         return self.mask()
 
+    def _mask(self, step: str) -> Locator:
+        found = self.page.get_by_role("img", name=re.compile(f"^Share of each tensor selected, after step {step}"))
+        found.first.wait_for()
+        return found.first
+
     def shot(self, what: str) -> None:
-        """Take a screenshot of the whole page, and see that nothing on it went wrong."""
+        """Take a picture of the page down to its end, and see that nothing on it went wrong."""
         self.settle()
         self._taken += 1
         self._shots.mkdir(parents=True, exist_ok=True)
-        path = self._shots / f"{self._name}-{self._taken:02d}-{what}.png"
-        self.page.screenshot(path=path, full_page=True)
+        window = self.page.viewport_size
+        assert window is not None
+        # The page scrolls inside the window, so the window has to be as high as the page.
+        height = self.page.get_by_test_id("stMain").evaluate("main => main.scrollHeight")
+        self.page.set_viewport_size({"width": window["width"], "height": min(height, HIGHEST)})
+        self.page.screenshot(path=self._shots / f"{self._name}-{self._taken:02d}-{what}.png")
+        self.page.set_viewport_size(window)
         self.all_is_well()
 
     def all_is_well(self) -> None:
         """No exception is shown, none was logged, and no other server was asked for anything."""
-        assert self.page.get_by_test_id("stException").count() == 0, self.page.get_by_test_id("stMain").inner_text()
-        assert "Traceback" not in self.page.get_by_test_id("stMain").inner_text()
-        assert self.problems == []
+        main = self.page.get_by_test_id("stMain")
+        assert main.get_by_test_id("stException").count() == 0, main.inner_text()
+        assert "Traceback" not in main.inner_text()
+        assert not self.problems, self.problems
 
-    def script(self, code: str) -> Any:
-        """The value of some JavaScript on the page."""
-        return self.page.evaluate(code)
+
+def _step(label: str) -> int:
+    found = re.search(r"after step ([\d,]+)", label)
+    assert found, label
+    return int(found[1].replace(",", ""))

@@ -101,9 +101,9 @@ def test_mask_grid_places_every_tensor_and_its_share():
     assert blocks.rows == ("layer 0", "layer 1")
     assert blocks.groups == (("query", 2), ("up", 1))
     shares = {cell.id: cell.value for section in grid.sections for cell in section.cells}
-    assert shares == pytest.approx({"tokens": 0.1, "q0": 0.5, "q0b": 0.25, "q1": 0, "up1": 0.5, "pool": 0.125})
+    assert shares == pytest.approx({"0": 0.1, "1": 0.5, "2": 0.25, "3": 0, "4": 0.5, "5": 0.125})
     assert "31 entries" in grid.alt
-    assert grid.table["selected"].tolist() == counts.tolist()
+    assert grid.data()["selected"].tolist() == counts.tolist()
 
 
 def test_sections_leave_out_part_titles_when_there_is_one_part_only():
@@ -120,7 +120,7 @@ def test_matrix_grid_counts_every_selected_entry_once():
     assert grid.dense.counts.sum() == 5
     assert grid.dense.block == (4, 4)
     assert grid.dense.counts[0, 0] == 2
-    assert grid.table["row"].tolist() == [0, 0, 0, 4, 383]
+    assert grid.data()["row"].tolist() == [0, 0, 0, 4, 383]
 
 
 def test_blocks_cover_matrices_of_any_shape():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from engine.errors import Diverged
-from engine.training.loop import curve_points
+from engine.plan import curve_points
 from engine.training.recipe import RECENT, DivergenceGuard, clip, lr_factor
 
 
@@ -27,7 +27,9 @@ def test_without_warm_up_the_first_step_is_near_the_peak() -> None:
     assert lr_factor(0, 10, 0.0) == pytest.approx(10 / 11)
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(1, [1]), (3, [1, 2, 3]), (20, list(range(2, 21, 2)))])
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(1, [1]), (3, [1, 2, 3]), (20, [5, 10, 15, 20]), (300, list(range(30, 301, 30)))]
+)
 def test_the_curve_is_measured_evenly_and_at_the_end(steps: int, expected: list[int]) -> None:
     assert curve_points(steps) == expected
 

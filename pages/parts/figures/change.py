@@ -73,7 +73,7 @@ def change_grid(matrices: Sequence[Row], values: np.ndarray, measure: Measure, l
 
     def cell(i: int, row: int, column: int) -> Cell:
         text = write(float(values[i]))
-        return Cell(row, column, float(values[i]), text, f"{titles[i]}\n{measure} change {text}\n{matrices[i]['name']}")
+        return Cell(row, column, float(values[i]), text, f"{measure} change {text}")
 
     top = int(np.argmax(values)) if len(values) else 0
     return Grid(
@@ -84,7 +84,7 @@ def change_grid(matrices: Sequence[Row], values: np.ndarray, measure: Measure, l
         unit=f"{measure} change",
         tick=write,
         sections=sections(matrices, layers, cell),
-        table=pd.DataFrame({"matrix": [row["name"] for row in matrices], "where": titles, measure: values}),
+        table=lambda: pd.DataFrame({"matrix": [row["name"] for row in matrices], "where": titles, measure: values}),
     )
 
 

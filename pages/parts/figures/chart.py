@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from pages.parts.figures.palette import Theme, colour
 
@@ -14,7 +16,11 @@ Scalars = dict[str, tuple[np.ndarray, np.ndarray]]
 Kind = Literal["line", "points", "level", "moment"]
 
 
-@dataclass(frozen=True)
+_COLUMNS = ("series", "kind", "x", "y", "low", "high", "label")
+_WORDS = ("series", "kind", "label")
+
+
+@dataclass(frozen=True, eq=False)
 class Series:
     """Numbers that share a name, a colour and a way of drawing.
 
@@ -54,6 +60,24 @@ class Series:
         return bool(np.isfinite(shown).any())
 
 
+def _rows(series: Series) -> dict[str, pa.Array]:
+    """A series by column; what a guide does not have is missing."""
+    length = max(len(series.x), len(series.y))
+
+    def numbers(values: np.ndarray | None) -> pa.Array:
+        return pa.nulls(length, pa.float64()) if values is None else pa.array(values, pa.float64(), from_pandas=True)
+
+    return {
+        "series": pa.repeat(series.name, length),
+        "kind": pa.repeat(series.kind, length),
+        "x": numbers(None if series.kind == "level" else series.x),
+        "y": numbers(None if series.kind == "moment" else series.y),
+        "low": numbers(series.low),
+        "high": numbers(series.high),
+        "label": pa.array(series.labels) if series.labels else pa.repeat("", length),
+    }
+
+
 def level(name: str, value: float | None, tone: str, dash: tuple[int, ...]) -> Series:
     """A horizontal guide; not drawn when there is no value."""
     height = np.array([np.nan if value is None else value])
@@ -65,7 +89,7 @@ def shown_step(step: float, theme: Theme) -> Series:
     return Series("shown step", np.array([step]), np.empty(0), colour("guide", theme), "moment")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chart:
     """A figure with axes.
 
@@ -95,31 +119,25 @@ class Chart:
     x_format: str = ""
     height: int = 280
 
-    @property
+    @cached_property
     def shown(self) -> tuple[Series, ...]:
         """The series that have something to draw."""
         return tuple(series for series in self.series if series.present)
 
+    @cached_property
+    def columns(self) -> pa.Table:
+        """Every drawn number as rows: series, kind, x, y, low, high, label.
+
+        An Arrow table, not a data frame: a live page sends one for each figure and viewer every second,
+        and pandas would take ten times as long.
+        """
+        parts = [_rows(series) for series in self.shown]
+        empty = {name: pa.array([], pa.string() if name in _WORDS else pa.float64()) for name in _COLUMNS}
+        return pa.table({name: pa.concat_arrays([empty[name], *(part[name] for part in parts)]) for name in _COLUMNS})
+
     def table(self) -> pd.DataFrame:
-        """Every drawn number as rows: series, kind, x, y, low, high, label."""
-        parts = []
-        for series in self.shown:
-            length = max(len(series.x), len(series.y))
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "series": series.name,
-                        "kind": series.kind,
-                        "x": np.resize(series.x, length) if series.kind != "level" else np.nan,
-                        "y": np.resize(series.y, length) if series.kind != "moment" else np.nan,
-                        "low": np.nan if series.low is None else series.low,
-                        "high": np.nan if series.high is None else series.high,
-                        "label": list(series.labels) or "",
-                    }
-                )
-            )
-        columns = ["series", "kind", "x", "y", "low", "high", "label"]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        """The same rows as a data frame."""
+        return self.columns.to_pandas()
 
     def data(self) -> pd.DataFrame:
         """The table for readers: guides last, empty columns left out, axes named."""

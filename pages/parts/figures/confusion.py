@@ -23,7 +23,7 @@ def confusion_grid(counts: np.ndarray, labels: tuple[str, ...]) -> Grid:
             j,
             float(share[i, j]),
             f"{counts[i, j]:,}",
-            f"{labels[i]}, answered {labels[j]}\n{counts[i, j]:,} of {totals[i, 0]:,} ({percent(float(share[i, j]))})",
+            f"{counts[i, j]:,} of {totals[i, 0]:,} ({percent(float(share[i, j]))})",
         )
         for i in range(len(labels))
         for j in range(len(labels))
@@ -38,7 +38,7 @@ def confusion_grid(counts: np.ndarray, labels: tuple[str, ...]) -> Grid:
         unit="share of the row (right class)",
         tick=percent,
         sections=(Section(short, short, cells, groups=(("answered", len(labels)),)),),
-        table=pd.DataFrame(counts, index=pd.Index(labels, name="right class"), columns=labels).reset_index(),
+        table=lambda: pd.DataFrame(counts, index=pd.Index(labels, name="right class"), columns=labels).reset_index(),
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,8 +22,8 @@ class Cell:
         row, column: its place in the section.
         value: what the colour shows; None for a cell that is there but has no value.
         text: short reading drawn inside when there is room.
-        hover: full reading.
-        id: what a click reports; empty for cells that cannot be opened.
+        hover: full reading, without the labels of row and column, which the component adds.
+        id: what a click reports, short because it is sent often; empty for cells that cannot be opened.
     """
 
     row: int
@@ -66,7 +67,7 @@ class Dense:
     shape: tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Grid:
     """A heat map.
 
@@ -78,7 +79,7 @@ class Grid:
         tick: how a number of the colour bar is written.
         curve: ``log`` spans four powers of ten below `high`, for shares; the colour bar's ticks tell the truth.
         marks: where the colour bar has ticks, instead of the usual places.
-        table: the same numbers as rows.
+        table: makes the same numbers as rows; most viewers never ask for them.
     """
 
     name: str
@@ -87,7 +88,7 @@ class Grid:
     high: float
     unit: str
     tick: Callable[[float], str]
-    table: pd.DataFrame = field(compare=False)
+    table: Callable[[], pd.DataFrame]
     sections: tuple[Section, ...] = ()
     dense: Dense | None = None
     curve: Literal["linear", "log"] = "linear"
@@ -95,27 +96,11 @@ class Grid:
 
     def data(self) -> pd.DataFrame:
         """The table for readers."""
-        return self.table
+        return self.table()
 
     def payload(self, theme: Theme, selected: str = "") -> dict[str, Any]:
         """What the component draws: small plain lists only."""
-        shares = (1e-4, 1e-3, 1e-2, 0.1, 1) if self.curve == "log" else (0, 0.25, 0.5, 1)
-        ticks = self.marks or [self.high * share for share in shares]
-        return {
-            "title": self.title,
-            "alt": self.alt,
-            "sections": [_plain_section(section) for section in self.sections],
-            "dense": _plain_dense(self.dense) if self.dense else None,
-            "scale": {
-                "high": self.high,
-                "curve": self.curve,
-                "unit": self.unit,
-                "ticks": [[value, self.tick(value)] for value in ticks],
-                "colours": list(scale(theme)),
-                "empty": colour("empty", theme),
-            },
-            "selected": selected,
-        }
+        return {**_payload(self, theme), "selected": selected}
 
 
 def ceiling(value: float) -> float:
@@ -140,13 +125,34 @@ def percent(share: float) -> str:
     return f"{value:.{min(digits, 4)}f}".rstrip("0").rstrip(".") + "%" if digits else f"{value:.0f}%"
 
 
+@functools.lru_cache(maxsize=256)
+def _payload(grid: Grid, theme: Theme) -> dict[str, Any]:
+    """The part of a payload that all viewers share."""
+    shares = (1e-4, 1e-3, 1e-2, 0.1, 1) if grid.curve == "log" else (0, 0.25, 0.5, 1)
+    ticks = grid.marks or [grid.high * share for share in shares]
+    return {
+        "title": grid.title,
+        "alt": grid.alt,
+        "sections": [_plain_section(section) for section in grid.sections],
+        "dense": _plain_dense(grid.dense) if grid.dense else None,
+        "scale": {
+            "high": grid.high,
+            "curve": grid.curve,
+            "unit": grid.unit,
+            "ticks": [[value, grid.tick(value)] for value in ticks],
+            "colours": list(scale(theme)),
+            "empty": colour("empty", theme),
+        },
+    }
+
+
 def _plain_section(section: Section) -> dict[str, Any]:
     return {
         "rows": section.rows,
         "columns": section.columns,
         "groups": section.groups,
         "gaps": section.gaps,
-        "cells": [[c.row, c.column, c.value, c.text, c.hover, c.id] for c in section.cells],
+        "cells": [[c.row, c.column, _rounded(c.value), c.text, c.hover, c.id] for c in section.cells],
     }
 
 
@@ -158,3 +164,8 @@ def _plain_dense(dense: Dense) -> dict[str, Any]:
         "block": dense.block,
         "shape": dense.shape,
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    """Digits enough for a colour."""
+    return None if value is None else float(f"{value:.4g}")

@@ -30,8 +30,8 @@ def mask_grid(layout: Sequence[Row], counts: np.ndarray, layers: int, step: int)
     titles = [title_of(row, layers) for row in layout]
 
     def cell(i: int, row: int, column: int) -> Cell:
-        hover = f"{titles[i]}\n{counts[i]:,} of {eligible[i]:,} selected ({percent(share[i])})\n{layout[i]['name']}"
-        return Cell(row, column, float(share[i]), percent(share[i]).rstrip("%"), hover, layout[i]["name"])
+        hover = f"{counts[i]:,} of {eligible[i]:,} selected ({percent(share[i])})"
+        return Cell(row, column, float(share[i]), percent(share[i]).rstrip("%"), hover, str(i))
 
     order = np.argsort(-share)
     densest = "; ".join(f"{titles[i]} {percent(share[i])}" for i in order[:3] if counts[i])
@@ -44,7 +44,7 @@ def mask_grid(layout: Sequence[Row], counts: np.ndarray, layers: int, step: int)
         tick=percent,
         curve="log",
         sections=sections(layout, layers, cell),
-        table=pd.DataFrame(
+        table=lambda: pd.DataFrame(
             {
                 "tensor": [row["name"] for row in layout],
                 "where": titles,
@@ -106,7 +106,7 @@ def matrix_grid(row: Row, layers: int, index: np.ndarray, moved: np.ndarray, unt
         tick=percent,
         curve="linear",
         dense=Dense(counts, block, shape),
-        table=pd.DataFrame({"row": rows, "column": columns, "selected at step": moved}),
+        table=lambda: pd.DataFrame({"row": rows, "column": columns, "selected at step": moved}),
     )
 
 

@@ -23,7 +23,7 @@ def rank_grid(matrices: Sequence[Row], frame: Mapping[str, np.ndarray], highest:
     given, active = frame["allocated"], frame["active"]
 
     def cell(i: int, row: int, column: int) -> Cell:
-        hover = f"{titles[i]}\nrank {given[i]}, of which {active[i]} in effect"
+        hover = f"rank {given[i]}, of which {active[i]} in effect"
         return Cell(row, column, float(given[i]), str(int(given[i])), hover)
 
     order = np.argsort(-given, kind="stable")
@@ -37,7 +37,7 @@ def rank_grid(matrices: Sequence[Row], frame: Mapping[str, np.ndarray], highest:
         unit="rank given to the matrix",
         tick=lambda value: f"{value:.0f}",
         sections=sections(matrices, layers, cell),
-        table=pd.DataFrame(
+        table=lambda: pd.DataFrame(
             {"matrix": [row["name"] for row in matrices], "where": titles, "rank": given, "in effect": active}
         ),
     )
@@ -56,15 +56,13 @@ def rank_timeline(matrices: Sequence[Row], steps: np.ndarray, given: np.ndarray,
     titles = [title_of(row, layers) for row in matrices]
     shown = given[kept]
     cells = tuple(
-        Cell(m, f, float(shown[f, m]), "", f"{titles[m]}\nafter step {steps[k]:,}: rank {shown[f, m]}")
+        Cell(m, f, float(shown[f, m]), "", f"after step {steps[k]:,}: rank {shown[f, m]}")
         for f, k in enumerate(kept)
         for m in range(len(titles))
     )
     every = max(1, len(kept) // 6)
     labels = tuple(f"{steps[k]:,}" if f % every == 0 else "" for f, k in enumerate(kept))
     changed = int((given != given[0]).any(axis=0).sum())
-    table = pd.DataFrame(shown, columns=[row["name"] for row in matrices])
-    table.insert(0, "step", steps[kept])
     return Grid(
         name="rank-timeline",
         title="Rank of each matrix over the steps",
@@ -74,7 +72,9 @@ def rank_timeline(matrices: Sequence[Row], steps: np.ndarray, given: np.ndarray,
         unit="rank given to the matrix",
         tick=lambda value: f"{value:.0f}",
         sections=(Section(tuple(titles), labels, cells, gaps=False),),
-        table=table,
+        table=lambda: pd.DataFrame(
+            {"step": steps[kept], **{row["name"]: shown[:, m] for m, row in enumerate(matrices)}}
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ from pages.parts.figures.chart import Chart, Kind, Series
 Channel = dict[str, Any]
 
 
+@functools.lru_cache(maxsize=256)
 def vega_spec(chart: Chart) -> dict[str, Any]:
-    """The spec of a chart whose data frame is `chart.table()`, passed apart."""
+    """The spec of a chart whose data frame is `chart.columns`, passed apart; made once for a chart."""
     layers = [*_lines(chart), *_guides(chart), *_points(chart)]
     nothing = _layer("line", {"type": "line"}, {"x": _x(chart), "y": _y(chart)})
     return {"layer": layers or [nothing], "height": chart.height, "config": {"view": {"stroke": None}}}

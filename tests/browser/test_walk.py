@@ -1,0 +1,64 @@
+"""The newcomer's path through the pages, for real: from the start page to a comparison."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+
+def test_newcomer(lab, visit):
+    """Start page, launch, a mask that changes while it is watched, the result, and the comparison with another run."""
+    one = visit()
+    one.open()
+    one.heading("See how fine-tuning works, inside a real model")
+    one.sees("Run the first example")
+    one.sees("A recorded run")
+    one.mask()
+    one.shot("start")
+
+    one.walk("Launch")
+    one.choose("Model", "A folder on this machine")
+    one.write("Folder", str(lab.folder / "model"))
+    one.choose("Dataset", "A file on this machine")
+    one.write("Path of the file", str(lab.folder / "data.tsv"))
+    one.sees("400 rows")
+    one.choose("Method", "ID3 · selective")
+    one.write("Parameters", "2000")
+    one.write("Steps", "500")
+    one.sees("2,000 asked for")
+    one.shot("plan")
+    one.click("Launch")
+
+    one.state("active")
+    run_id = re.search(r"run=([\w-]+)", one.page.url)[1]
+    other = lab.submit("bitfit", budget=None, steps=40)
+    one.sees("steps/s")
+    step, pixels = one.mask()
+    one.shot("live")
+    later, changed = one.later_mask(step)
+    assert later > step
+    assert changed != pixels
+    assert lab.runs.get(run_id).state == "active", "the mask was to be seen growing while the run trained"
+    one.shot("live-later")
+
+    one.state("finished")
+    assert lab.runs.get(run_id).spec["method"]["name"] == "id3"
+    accuracy = lab.over(run_id).summary["accuracy"]
+    result = one.page.get_by_test_id("stMetric").filter(has_text="Test accuracy")
+    one.sees(f"{100 * accuracy['test']:.1f} %", result)
+    one.sees(f"{100 * accuracy['ci95'][0]:.1f} to {100 * accuracy['ci95'][1]:.1f}", result)
+    one.mask()
+    one.shot("finished")
+    one.pick("Test result")
+    one.sees("Most confidently right")
+    one.shot("result")
+
+    assert lab.over(other).state == "finished"
+    one.open(f"compare?runs={run_id},{other}")
+    one.heading("Compare")
+    one.sees("What can be concluded")
+    one.sees("BitFit")
+    one.shot("compare")
