@@ -60,6 +60,7 @@ class Plan:
         lr_tuned: how the default learning rate was found; empty when the user gave one.
         memory_bytes, seconds: estimates.
         warnings: what the user should know before launching.
+        sources: sha256 of the model's weights and of the data as read now.
     """
 
     spec: RunSpec
@@ -69,6 +70,7 @@ class Plan:
     memory_bytes: int
     seconds: float
     warnings: tuple[str, ...]
+    sources: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as stored with the run and printed by the command line."""
@@ -123,6 +125,7 @@ def make_plan(spec: RunSpec) -> Plan:
         memory_bytes=estimate.memory_bytes(work, device),
         seconds=estimate.seconds(work, device, int(train.threads), settings.home()),
         warnings=tuple(_warnings(method, table, config, params, resolved, setting.dataset)),
+        sources={"weights": setting.source.sha256, "data": setting.dataset.sha256},
     )
 
 

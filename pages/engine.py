@@ -6,7 +6,9 @@ from pages.parts import engine_room, feed, shell
 
 shell.enter()
 
-st.title("Engine", anchor=False)
+with st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute"):
+    st.title("Engine", anchor=False, width="content")
+    st.button("Refresh", icon=":material/refresh:")
 with shell.told():
     engine_room.state()
     rows = feed.listed()

@@ -1,7 +1,10 @@
 """Make a run: model, data, method, budget; see the plan; launch."""
 
+from contextlib import suppress
+
 import streamlit as st
 
+from engine.errors import EngineError
 from engine.spec import parse_spec
 from pages.parts import choose, feed, shell
 from pages.parts.data_look import look
@@ -42,6 +45,7 @@ with left:
         with shell.told():
             spec = parse_spec({name: value for name, value in data.items() if value is not None})
 
+plan = None
 with right, st.container(border=True):
     st.subheader("The plan", anchor=False)
     if spec is None:
@@ -49,13 +53,15 @@ with right, st.container(border=True):
     else:
         with shell.told(), st.spinner("Planning …"):
             plan = plan_of(spec)
+    if plan is not None:
+        with shell.told():
             show_plan(plan)
             difference(plan, seeds)
             launch(plan, seeds)
 
 if spec is not None:
-    st.subheader("The data, as the model will see them", anchor=False)
-    with shell.told():
+    # What stands in the way of the plan was told there already.
+    with shell.told() if plan is not None else suppress(EngineError):
         look(spec)
     with st.expander("This spec, as YAML"):
         st.code(spec.to_yaml(), language="yaml")

@@ -14,6 +14,7 @@ from engine.errors import BudgetError, HubUnreachable, ModelError, PathRefused, 
 from engine.methods.registry import methods
 from engine.plan import Plan, make_plan, read_setting, workload
 from engine.spec import parse_spec
+from engine.store.runs import Runs
 from tests.small import spec_data, write_data
 
 NAMES = sorted(methods())
@@ -222,3 +223,17 @@ def test_damaged_speeds_are_forgotten(home: Path, small: Path, text: str) -> Non
     fresh = plan(small).seconds
     (home / "speed.json").write_text(text)
     assert plan(small).seconds == fresh
+
+
+def test_data_changed_under_its_name_is_not_an_identical_run(home: Path, tmp_path: Path) -> None:
+    spec = parse_spec(spec_data(tmp_path, "bitfit"))
+    plan, runs = make_plan(spec), Runs(home)
+    run_id = runs.submit(plan.spec, plan.to_json(), owner="test", worker={"pid": 0})
+    runs.finish(run_id, "finished")
+    found = runs.find_identical(plan.spec, plan.sources)
+    assert found is not None
+    assert found.id == run_id
+    write_data(tmp_path / "data.tsv", seed=1)
+    changed = make_plan(spec)
+    assert changed.spec == plan.spec
+    assert runs.find_identical(changed.spec, changed.sources) is None

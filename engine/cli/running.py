@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine import settings
 from engine.cli.listing import emit, spec_of, table
@@ -20,6 +20,9 @@ from engine.spec import RunSpec
 from engine.store.rights import MACHINE
 from engine.store.run_row import STATES, RunRow
 from engine.store.runs import Runs
+
+if TYPE_CHECKING:
+    from engine.plan import Plan
 
 DAY = 86_400.0
 
@@ -74,16 +77,16 @@ def submit(arguments: argparse.Namespace) -> int:
     for number in range(arguments.seeds):
         train = asked.train.model_copy(update={"seed": asked.train.seed + number})
         plan = make_plan(asked.model_copy(update={"train": train}))
-        same = None if arguments.again else _identical(plan.spec)
+        same = None if arguments.again else _identical(plan)
         run_id = same.id if same else client.submit(settings.home(), plan.spec, plan.to_json(), owner=MACHINE)
         rows.append({"run": run_id, "seed": train.seed, "state": "finished before" if same else "queued"})
     return emit(arguments, rows, table(rows))
 
 
-def _identical(spec: RunSpec) -> RunRow | None:
+def _identical(plan: Plan) -> RunRow | None:
     runs = Runs(settings.home())
     try:
-        return runs.find_identical(spec)
+        return runs.find_identical(plan.spec, plan.sources)
     finally:
         runs.close()
 

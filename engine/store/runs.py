@@ -145,14 +145,21 @@ class Runs:
         rows = self.database.read("SELECT owner, max(started) AS at FROM run WHERE started IS NOT NULL GROUP BY owner")
         return {row["owner"]: row["at"] for row in rows}
 
-    def find_identical(self, spec: RunSpec) -> RunRow | None:
-        """The newest finished run of the same resolved spec, seeds and device, or None."""
+    def find_identical(self, spec: RunSpec, sources: Mapping[str, str] | None = None) -> RunRow | None:
+        """The newest finished run of the same resolved spec, seeds and device, or None.
+
+        Args:
+            spec: the resolved spec.
+            sources: hashes of weights and data, when the run must have been planned on the same ones;
+                a file may have changed under its name.
+        """
         rows = self.database.read(
             f"SELECT {_COLUMNS} FROM run WHERE spec_hash = ? AND seeds = ? AND device = ? "
-            "AND state = 'finished' AND NOT hidden ORDER BY created DESC LIMIT 1",
+            "AND state = 'finished' AND NOT hidden ORDER BY created DESC",
             (spec.hash(), json.dumps(seeds_of(spec)), spec.train.device),
         )
-        return read_row(rows[0]) if rows else None
+        found = map(read_row, rows)
+        return next((row for row in found if sources is None or row.plan.get("sources") == sources), None)
 
     def move(self, run_id: str, to: State, *, when: Sequence[State] | None = None, **fields: Any) -> bool:
         """Change a run's state, and columns with it, if it is in a state from which that is allowed.

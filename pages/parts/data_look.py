@@ -42,6 +42,7 @@ def _preview(spec: str) -> Preview:
 def look(spec: RunSpec) -> None:
     """Tabs with real rows, the first batch token by token, and the splits."""
     shown = _preview(json.dumps(spec.canonical()))
+    st.subheader("The data, as the model will see them", anchor=False)
     rows, batch, counts = st.tabs(["Real rows", "The first batch, as the model sees it", "Labels and splits"])
     with rows:
         _rows(shown)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-import streamlit as st
 
 from pages.parts.figures.change import change_grid, path_chart, scatter_chart
 from pages.parts.figures.chart import Chart
@@ -45,13 +46,26 @@ class Subject:
     pick: Callable[[str], None] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
-    """What a figure is made from."""
+    """What a figure is made from. Two scenes are equal when the same figures come of them."""
 
     moment: Moment
     subject: Subject
     theme: Theme
+
+    @cached_property
+    def key(self) -> tuple[object, ...]:
+        """What tells scenes apart."""
+        moment, subject = self.moment, self.subject
+        shown = (moment.record.id, moment.snapshot.version, moment.step, moment.playing, moment.newest)
+        return *shown, subject.over, subject.picked, self.theme
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scene) and self.key == other.key
 
     @property
     def style(self) -> Style:
@@ -75,18 +89,15 @@ class Scene:
 
 
 def made(make: Callable[[Scene], Made], moment: Moment, subject: Subject) -> Made:
-    """What `make` makes of a moment, from the cache that all sessions share."""
-    shown = theme()
-    key = (moment.record.id, moment.snapshot.version, moment.step, moment.playing, moment.newest, subject.over)
-    result: Made = _made(make.__name__, key, subject.picked, shown, make, Scene(moment, subject, shown))
+    """What `make` makes of a moment, from the memory that all sessions share."""
+    result: Made = _made(make, Scene(moment, subject, theme()))
     return result
 
 
-@st.cache_resource(ttl=30, max_entries=1024, show_spinner=False)
-def _made(
-    name: str, key: tuple[Any, ...], picked: str, shown: Theme, _make: Callable[[Scene], Any], _scene: Scene
-) -> Any:
-    return _make(_scene)
+# Not Streamlit's cache: working out its keys would take longer than most figures.
+@functools.lru_cache(maxsize=512)
+def _made(make: Callable[[Scene], Any], scene: Scene) -> Any:
+    return make(scene)
 
 
 def loss(scene: Scene) -> Chart:

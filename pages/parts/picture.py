@@ -70,13 +70,14 @@ def draw_grid(grid: Grid, *, key: str, selected: str = "", on_pick: Callable[[st
 
 
 def _title(figure: Chart | Grid, place: str) -> None:
-    """The title, and beside it what opens the exports.
+    """The title, which opens the exports.
 
-    What the popover holds is drawn only while it is open: a live page draws this every second.
+    One element, and its content only while it is open: a live page draws this every second for every
+    viewer, and each element has its price.
     """
-    with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
-        st.markdown(f"**{figure.title}**", width="stretch")
-        popover = st.popover("Export", type="tertiary", key=f"{place}-export", on_change="rerun")
+    popover = st.popover(
+        f"**{figure.title}**", icon=":material/download:", type="tertiary", key=f"{place}-export", on_change="rerun"
+    )
     if popover.open:
         with popover:
             _exports(figure, place)

@@ -70,7 +70,7 @@ def seeded(spec: RunSpec, number: int) -> list[RunSpec]:
 def launch(plan: Plan, seeds: int) -> None:
     """Offer identical finished runs, or launch."""
     plans = [plan_of(spec) for spec in seeded(plan.spec, seeds)]
-    known: list[RunRow] = [found for each in plans if (found := feed.runs().find_identical(each.spec))]
+    known: list[RunRow] = [found for each in plans if (found := feed.runs().find_identical(each.spec, each.sources))]
     again = True
     if known:
         with st.container(border=True):

@@ -29,10 +29,16 @@ if TYPE_CHECKING:
 
     from tests.browser.visitor import Visitor
 
-CHROMIUM = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-).split()
+CHROMIUM = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 MISSING = "needs Chromium: install it (on Debian `apt-get install chromium`), then run `pytest tests/browser`"
 RUN_SECONDS = 240.0
 

@@ -54,7 +54,7 @@ def test_every_page_in_the_dark(lab, visit):
     run_id = lab.submit("lora", steps=4)
     lab.over(run_id)
     one = visit(color_scheme="dark")
-    for page in [*PAGES, f"run?run={run_id}"]:
+    for page in [*PAGES, f"run?run={run_id}&t=4"]:
         one.open(page)
         background = one.page.get_by_test_id("stApp").evaluate("app => getComputedStyle(app).backgroundColor")
         assert background == DARK, page

@@ -12,7 +12,10 @@ SECONDS = 90.0
 """How long to wait for anything; a page of its own needs a second or two on a quiet machine."""
 HIGHEST = 4000
 """Pixels of the highest screenshot."""
-SETTLED = "[data-testid=stApp][data-test-script-state=notRunning][data-test-connection-state=CONNECTED]"
+SETTLED = (
+    "[data-testid=stApp][data-test-script-state=notRunning][data-test-connection-state=CONNECTED]"
+    ":not(:has([data-testid=stSkeleton]))"
+)
 
 
 class Visitor:
@@ -59,7 +62,7 @@ class Visitor:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until the page is drawn."""
+        """Wait until the page is drawn, with all its widgets."""
         self.page.wait_for_selector(SETTLED)
 
     def sees(self, text: str | re.Pattern[str], place: Locator | None = None) -> Locator:

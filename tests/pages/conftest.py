@@ -191,11 +191,12 @@ def house(
 
 @pytest.fixture
 def words_of() -> Callable[[AppTest], str]:
-    """Every text on a page, as one string."""
+    """Every text on a page, titles of figures included, as one string."""
 
     def read(app: AppTest) -> str:
         kinds = ("title", "header", "subheader", "markdown", "caption", "text", "code", "warning", "error", "latex")
         found = [str(element.value) for kind in kinds for element in app.get(kind)]
+        found += [popover.proto.popover.label for popover in app.get("popover")]
         found += [f"{metric.label}: {metric.value}" for metric in app.metric]
         return "\n".join(found)
 

@@ -97,7 +97,7 @@ def test_first_steps_are_not_yet_extrapolated(house):
     assert "estimating" in app.get("progress")[0].proto.text
 
 
-def test_moving_the_slider_stands_still_and_goes_into_the_address(house):
+def test_moving_the_slider_stands_still_and_goes_into_the_address(house, words_of):
     run_id = house.add()
     house.begin(run_id)
     house.record(run_id, 8)
@@ -105,7 +105,7 @@ def test_moving_the_slider_stands_still_and_goes_into_the_address(house):
     app.slider[0].set_value(5).run()
     no_error(app)
     assert app.query_params["t"] == "5"
-    assert "after step 5" in " ".join(element.value for element in app.markdown)
+    assert "after step 5" in words_of(app)
     later = no_error(house.open("run", run=run_id, view="masks", t="3"))
     assert later.slider[0].value == 3
     assert later.get("plotly_chart"), "paused views are drawn to be explored"
@@ -216,6 +216,44 @@ def test_a_file_outside_the_roots_is_refused_and_nothing_is_lost(house, words_of
     no_error(app)
     assert "outside the folders" in words_of(app)
     assert app.number_input(key=f"launch-{run_id}-params").value == 5000
+
+
+def upload(app, name: str, data: bytes):
+    app.selectbox(key="launch--dataset").set_value("Upload a file").run()
+    return app.file_uploader[0].upload(name, data, "text/csv").run()
+
+
+def test_an_uploaded_file_is_shown_with_its_columns_and_labels(house, words_of):
+    rows = "".join(f'"a film number {i}, {NASTY}",{"good" if i % 2 else "bad"}\n' for i in range(80))
+    app = no_error(upload(house.open("launch"), "mine.csv", f"<b>text</b>,verdict\n{rows}".encode()))
+    assert "80 rows" in words_of(app)
+    assert "<b>text</b>" in [box.value for box in app.selectbox]
+    assert any({"bad", "good"} <= set(frame.value.get("Label", [])) for frame in app.dataframe)
+    assert all("script" not in element.value for element in [*app.markdown, *app.caption])
+
+
+ONE_CLASS = b"text,label\n" + b"".join(b"film %d,good\n" % i for i in range(60))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [(b"", "empty"), (b"only one line of words", "no rows"), (ONE_CLASS, "class")]
+)
+def test_a_file_that_cannot_be_learned_from_is_refused_with_a_reason(house, words_of, data, said):
+    app = no_error(upload(house.open("launch"), "mine.csv", data))
+    assert "This did not work" in words_of(app)
+    assert said in words_of(app)
+    assert "Launch" not in [button.label for button in app.button]
+
+
+def test_a_hub_that_cannot_be_reached_leaves_the_rest_usable(house, words_of, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    app = house.open("launch")
+    app.selectbox(key="launch--model").set_value("A model from the hub").run()
+    app.text_input(key="launch--hub").set_value("nobody/nothing").run()
+    no_error(app)
+    assert words_of(app).count("This did not work") == 1
+    app.selectbox(key="launch--model").set_value("minilm-l6").run()
+    assert "The method trains" in words_of(no_error(app))
 
 
 def test_compare_puts_seeds_together_and_says_what_can_be_concluded(house, words_of):

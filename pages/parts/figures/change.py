@@ -15,9 +15,9 @@ from pages.parts.figures.palette import Style, Theme, scale
 
 Measure = Literal["relative", "magnitude", "direction"]
 _TITLES = {
-    "relative": "Relative change of each matrix, |W − W₀| / |W₀|",
-    "magnitude": "Change of magnitude, mean over a matrix's rows",
-    "direction": "Change of direction, mean of 1 − cos over a matrix's rows",
+    "relative": "Relative change |W − W₀| / |W₀|",
+    "magnitude": "Change of magnitude",
+    "direction": "Change of direction",
 }
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "circle")
 
@@ -46,7 +46,7 @@ def scatter_chart(
         )
     return Chart(
         name="magnitude-direction",
-        title=f"Change of magnitude against change of direction, after step {step:,}",
+        title=f"Magnitude against direction, after step {step:,}",
         x="change of direction (mean of 1 − cos)",
         y="change of magnitude (mean of | |w| − |w₀| |)",
         alt=correlation_sentence(magnitude, direction),
@@ -102,7 +102,7 @@ def path_chart(
     m, d = magnitude.mean(axis=1), direction.mean(axis=1)
     return Chart(
         name="change-path",
-        title="Mean change over the steps, each relative to its last value",
+        title="Mean change, relative to its last value",
         x="step",
         y="share of the last value",
         alt=f"Last: magnitude {m[-1]:.3g}, direction {d[-1]:.3g}." if len(m) else "No change measured yet.",

@@ -80,8 +80,8 @@ def pareto_chart(points: Sequence[Point], theme: Theme) -> Chart:
     best = max(points, key=lambda point: point.accuracy, default=None)
     return Chart(
         name="accuracy-parameters",
-        title="Test accuracy against trainable parameters of the method",
-        x="trainable parameters, head apart (log)",
+        title="Test accuracy against trained parameters",
+        x="parameters trained by the method, head apart (log)",
         y="test accuracy (higher is better)",
         alt=f"Highest: {best.label} at {best.accuracy:.1%} with {best.params:,}." if best else "No finished run.",
         series=tuple(series),
