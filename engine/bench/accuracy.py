@@ -19,11 +19,11 @@ from engine.bench.jobs import METHODS, Case, plan_of, recipe_of, write_case, wri
 from engine.bench.pool import carry_out, shares
 from engine.devices import cpu_threads, cuda_devices
 from engine.errors import Diverged
-from engine.export.result_file import read_outcomes, read_result
 from engine.stats.intervals import mean_over_seeds, paired_difference
 from engine.stats.metrics import Outcomes
 from engine.stats.paired import mcnemar
 from engine.stats.verdict import Candidate, verdict
+from engine.training.result_file import read_outcomes, read_result
 
 MASKED = ("fish", "pafi", "id3")
 COMMON_BUDGET = 26_112

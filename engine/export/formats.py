@@ -18,9 +18,9 @@ from engine.export import weights
 from engine.export.finished import Finished, chain_of, opened
 from engine.export.peft_result import peft_result
 from engine.export.recording import encode, record
-from engine.export.result_file import write_whole
 from engine.methods.registry import method_named
 from engine.spec import MethodChoice
+from engine.training.result_file import write_whole
 
 Name = Literal["delta", "peft", "merged", "result", "recording", "spec", "command", "csv"]
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from engine.errors import EngineError, ModelError
 from engine.export.finished import Finished
-from engine.export.result_file import Result, read_result
 from engine.methods.contract import chain
 from engine.training.build import Built, Caches, build
+from engine.training.result_file import Result, read_result
 
 
 def rebuild(finished: Finished, caches: Caches | None = None) -> Built:

@@ -27,8 +27,8 @@ TOKENIZER_FILES = (
 def write_delta(finished: Finished, target: Path) -> None:
     """One safetensors file with the changed entries, the head, and what they belong to."""
     from engine.export.rebuild import own_tensors
-    from engine.export.result_file import read_result
     from engine.sparse import delta
+    from engine.training.result_file import read_result
 
     result = read_result(finished.folder.result)
     metadata = {

@@ -11,7 +11,6 @@ from safetensors.numpy import save_file
 from scipy.special import softmax
 
 from engine.events import Sink
-from engine.export.result_file import TEST, write_result, write_whole
 from engine.methods.contract import chain
 from engine.stats.intervals import wilson
 from engine.stats.metrics import Outcomes
@@ -19,6 +18,7 @@ from engine.tasks.dataset import Split
 from engine.tasks.encoding import Encoded
 from engine.training.build import Built, head_tensors
 from engine.training.evaluation import loss_and_accuracy, predict
+from engine.training.result_file import TEST, write_result, write_whole
 
 SHOWN = 8
 """Examples shown of those most confidently right, and of those most confidently wrong."""

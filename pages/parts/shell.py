@@ -15,15 +15,15 @@ from engine.settings import ASSETS, PROJECT
 from engine.store.rights import MACHINE
 
 COOKIE = "peftscope_browser"
-_NAMES = {
-    "start": ("Start", ":material/home:"),
-    "launch": ("Launch", ":material/rocket_launch:"),
-    "run": ("Run", ":material/monitoring:"),
-    "compare": ("Compare", ":material/compare_arrows:"),
-    "try_it": ("Try it", ":material/chat:"),
-    "methods": ("Methods", ":material/menu_book:"),
-    "data": ("Data", ":material/table_view:"),
-    "engine": ("Engine", ":material/memory:"),
+_TITLES = {
+    "start": "Start",
+    "launch": "Launch",
+    "run": "Run",
+    "compare": "Compare",
+    "try_it": "Try it",
+    "methods": "Methods",
+    "data": "Data",
+    "engine": "Engine",
 }
 _REMEMBER = st.components.v2.component(
     "peftscope_browser", js=(ASSETS / "browser.js").read_text(encoding="utf-8"), html="<span>\n</span>"
@@ -31,10 +31,13 @@ _REMEMBER = st.components.v2.component(
 
 
 def pages() -> list[st.Page]:
-    """The pages, with paths that do not depend on where the server was started."""
+    """The pages, with paths that do not depend on where the server was started.
+
+    They have no icons: the browser would fetch one as the tab's picture from Google's servers.
+    """
     return [
-        st.Page(PROJECT / "pages" / f"{name}.py", title=title, icon=icon, url_path=name, default=name == "start")
-        for name, (title, icon) in _NAMES.items()
+        st.Page(PROJECT / "pages" / f"{name}.py", title=title, url_path=name, default=name == "start")
+        for name, title in _TITLES.items()
     ]
 
 

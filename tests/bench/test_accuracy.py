@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from engine.bench import accuracy, jobs, pool, reference
 from engine.bench.jobs import Case
 from engine.errors import RunFailed, SpecError
-from engine.export.result_file import read_outcomes
 from engine.methods.registry import config_of
 from engine.plan import read_setting
 from engine.spec import MethodChoice, RunSpec, parse_spec
+from engine.training.result_file import read_outcomes
 from tests.small import spec_data
 
 STEPS = 14

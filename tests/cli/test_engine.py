@@ -17,7 +17,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.export.result_file import TRAINED
 from engine.jobs import client
 from engine.jobs.runner import ANSWERER
 from engine.plan import make_plan
@@ -28,6 +27,7 @@ from engine.store.run_row import RunRow
 from engine.store.runs import Runs
 from engine.training import checkpoint
 from engine.training.build import Caches
+from engine.training.result_file import TRAINED
 from engine.training.run import run_job
 from tests.cli.conftest import call, write_spec
 from tests.jobs.conftest import Lab, make_lab, until

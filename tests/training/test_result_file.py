@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import save_file
 
 from engine.errors import EngineError, StoreError
-from engine.export.result_file import TEST, TRAINED, read_outcomes, read_result, write_result
+from engine.training.result_file import TEST, TRAINED, read_outcomes, read_result, write_result
 
 
 def test_round_trip_is_bit_exact(tmp_path: Path) -> None:
