@@ -17,6 +17,8 @@ from engine.models.architecture import Architecture
 
 CPU_FLOPS_PER_THREAD = 25e9
 GPU_FLOPS = 8e12
+STEP_SECONDS = 0.01
+"""What a step costs whatever the size of its arithmetic, before any run was measured."""
 PROCESS_BYTES = 550 * 2**20
 """A process with torch, transformers and peft imported, before any model."""
 
@@ -76,9 +78,10 @@ def memory_bytes(work: Workload, device: str) -> int:
 def seconds(work: Workload, device: str, threads: int, home: Path) -> float:
     """Wall time of training and evaluation, loading apart."""
     rate = _measured_rates(home).get(_place(work, device, threads))
-    if rate is None:
-        rate = CPU_FLOPS_PER_THREAD * threads if device == "cpu" else GPU_FLOPS
-    return work.flops / rate
+    if rate is not None:
+        return work.flops / rate
+    rate = CPU_FLOPS_PER_THREAD * threads if device == "cpu" else GPU_FLOPS
+    return work.flops / rate + work.steps * STEP_SECONDS
 
 
 def record_speed(work: Workload, device: str, threads: int, measured_seconds: float, home: Path) -> None:

@@ -47,7 +47,8 @@ def show_plan(plan: Plan) -> None:
         st.metric("Learning rate", f"{train.lr:g}", help=plan.lr_tuned or "Given by you.")
     if params.peak != params.method:
         st.caption(f"While it trains it holds up to {params.peak:,} parameters; {params.method:,} are kept.")
-    st.caption(f"On {train.device}, {train.threads} threads, {train.precision}, {train.max_length} tokens per example.")
+    threads = "one thread" if train.threads == 1 else f"{train.threads} threads"
+    st.caption(f"On {train.device}, {threads}, {train.precision}, {train.max_length} tokens per example.")
     for warning in plan.warnings:
         st.warning(words.plain(warning), icon=":material/warning:")
 

@@ -23,8 +23,8 @@ def summary_metrics(summary: dict[str, Any]) -> None:
     with st.grid(5, min_column_width=140):
         st.metric(
             "Test accuracy", words.points(accuracy["test"]), border=True, height="stretch",
-            delta=f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}", delta_color="off", delta_arrow="off",
-            help="Measured once, on the last weights. Below, the 95 % interval over test items; other seeds vary more.",
+            delta=f"95 %: {100 * ends[0]:.1f} to {100 * ends[1]:.1f}", delta_color="off", delta_arrow="off",
+            help="Measured once, on the last weights. Below, the interval over test items; other seeds vary more.",
         )  # fmt: skip
         st.metric("Validation accuracy", words.points(accuracy["validation"]), border=True, height="stretch")
         params = summary["params"]
