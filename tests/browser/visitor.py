@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from playwright.sync_api import ConsoleMessage, Locator, Page, Request, expect
+from playwright.sync_api import ConsoleMessage, Locator, Page, Request, TimeoutError, expect
 
 SECONDS = 90.0
 """How long to wait for anything; a page of its own needs a second or two on a quiet machine."""
@@ -73,8 +73,15 @@ class Visitor:
 
     def choose(self, label: str, option: str) -> None:
         """Pick an option of a select box."""
-        self.page.get_by_role("combobox", name=label).click()
-        self.page.get_by_role("option", name=option).click()
+        box, wanted = self.page.get_by_role("combobox", name=label), self.page.get_by_role("option", name=option)
+        for _ in range(6):
+            self.settle()
+            box.click()
+            try:
+                wanted.click(timeout=5000)
+                break
+            except TimeoutError:  # a rerun of the page closed the list
+                self.page.keyboard.press("Escape")
         self.settle()
 
     def write(self, label: str, value: str) -> None:
