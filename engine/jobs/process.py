@@ -81,13 +81,16 @@ def _lower(process: psutil.Process, nice: int) -> None:
 
 
 def is_alive(identity: Identity) -> bool:
-    """Whether this very process still runs."""
+    """Whether this very process still runs, or one of its threads does."""
     child = _children.get(identity.pid)
     if child is not None:
         child.poll()
     try:
         process = psutil.Process(identity.pid)
-        return _same(process, identity) and process.status() != psutil.STATUS_ZOMBIE
+        if not _same(process, identity):
+            return False
+        # A zombie with threads is still dying: these hold its files, and with them their locks.
+        return process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1
     except psutil.Error:
         return False
 

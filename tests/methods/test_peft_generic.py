@@ -94,12 +94,14 @@ def test_it_learns(case):
 
 
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys:RuntimeWarning")  # peft, for AdaLoRA's own files
-def test_the_exported_folder_loads_to_equal_logits(case, tmp_path):
+def test_the_exported_folder_loads_to_the_trained_model(case, tmp_path):
     cls, build = case
     training = trained(cls, build, uneven(cls, build))
     training.method.save_peft(training.model, tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(build(), str(tmp_path / "adapter"))
-    assert torch.equal(logits(loaded), logits(training.model))
+    # AdaLoRA's file leaves out its triplets of zeros: sums of other lengths, which may round another way.
+    slack = 1e-6 if cls.name == "adalora" else 0.0
+    torch.testing.assert_close(logits(loaded), logits(training.model), rtol=0, atol=slack)
     assert not torch.equal(logits(loaded), logits(build()))
 
 
