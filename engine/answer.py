@@ -50,16 +50,17 @@ class Speaker:
 
 
 def answer_request(home: Path, kind: str, payload: Mapping[str, Any], caches: Caches) -> dict[str, Any]:
-    """Entry point of the process that answers: ``try`` a text, or ``export`` a run for download.
+    """Entry point of the process that answers.
 
     Args:
         home: the store.
-        kind: ``try`` with ``runs``, ``text`` and ``pair``, or ``export`` with ``run`` and ``format``.
+        kind: ``try`` with ``runs``, ``text`` and ``pair``; ``export`` for download, with ``run`` and
+            ``format``; or ``prompt`` with ``model``, ``task`` and ``shots``.
         payload: the named values.
         caches: kept between questions.
 
     Returns:
-        What `answer` returns, or the ``path`` of the written file.
+        What `answer` returns, the ``path`` of the written file, or what `by_shots` returns.
 
     Raises:
         SpecError: for another kind.
@@ -71,7 +72,11 @@ def answer_request(home: Path, kind: str, payload: Mapping[str, Any], caches: Ca
 
         target = Path(home) / "exports" / default_name(payload["run"], payload["format"])
         return {"path": str(export_run(home, payload["run"], payload["format"], target))}
-    raise SpecError(f"Questions of kind {kind!r} are not answered.", "Ask to `try` or to `export`.")
+    if kind == "prompt":
+        from engine.prompting.measure import by_shots, load_speaker
+
+        return by_shots(load_speaker(payload["model"]), payload["task"], payload["shots"])
+    raise SpecError(f"Questions of kind {kind!r} are not answered.", "Ask to `try`, to `export` or to `prompt`.")
 
 
 def answer(

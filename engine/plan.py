@@ -96,6 +96,7 @@ def make_plan(spec: RunSpec) -> Plan:
     """
     setting = read_setting(spec)
     method = method_named(spec.method.name)
+    rate = method.lr.of(setting.source.id)
     model_size = sum(p.size for p in setting.architecture.backbone)
     requested = requested_params(spec, model_size)
     choice = solved_choice(spec.method, setting.architecture, requested)
@@ -104,7 +105,7 @@ def make_plan(spec: RunSpec) -> Plan:
     device = resolve_device(spec.train.device)
     train = spec.train.model_copy(
         update={
-            "lr": method.lr.value if spec.train.lr == "auto" else spec.train.lr,
+            "lr": rate.value if spec.train.lr == "auto" else spec.train.lr,
             "device": device,
             "threads": cpu_threads() if spec.train.threads == "auto" else spec.train.threads,
             "precision": _precision(spec.train.precision, device),
@@ -121,7 +122,7 @@ def make_plan(spec: RunSpec) -> Plan:
         spec=resolved,
         spec_hash=resolved.hash(),
         params=params,
-        lr_tuned=method.lr.tuned if spec.train.lr == "auto" else "",
+        lr_tuned=rate.tuned if spec.train.lr == "auto" else "",
         memory_bytes=estimate.memory_bytes(work, device),
         seconds=estimate.seconds(work, device, int(train.threads), settings.home()),
         warnings=tuple(_warnings(method, table, config, params, resolved, setting.dataset)),

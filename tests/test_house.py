@@ -22,7 +22,7 @@ FLOORS = [
     {"models", "sparse", "store", "stats"},
     {"methods", "tasks", "probes", "estimate"},
     {"plan"},
-    {"training"},
+    {"training", "pretraining", "prompting"},
     {"export"},
     {"answer", "jobs"},
     {"bench", "cli", "__main__", "__init__"},

@@ -91,7 +91,7 @@ def _one_method(arguments: argparse.Namespace) -> int:
         "paper": vars(method.paper),
         "formula": method.formula,
         "symbols": method.symbols,
-        "lr": vars(method.lr),
+        "lr": asdict(method.lr),
         "exports": list(method.export_formats),
         "settings": schema,
         "text": text,

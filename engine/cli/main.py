@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from engine.cli import listing, running
+from engine.cli import listing, models, running
 from engine.errors import EngineError
 
 Command = Callable[[argparse.Namespace], int]
@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_listing(commands)
     _add_running(commands)
     _add_results(commands)
+    _add_models(commands)
     _add_service(commands)
     return parser
 
@@ -135,6 +136,22 @@ def _add_results(commands: Commands) -> None:
     prune = _add(commands, "prune", running.prune, "Delete old runs, or show what that would free.")
     prune.add_argument("--older-than", type=_not_negative, default=30.0, metavar="DAYS")
     prune.add_argument("--yes", action="store_true", help="really delete")
+
+
+def _add_models(commands: Commands) -> None:
+    prompt = _add(commands, "prompt", models.prompt, "Ask a decoder questions with solved ones in front.")
+    prompt.add_argument("--model", default="nano-llama", help="a decoder: an id, a folder or a hub id")
+    prompt.add_argument("--task", required=True, help="sums, hidden, copy, reversal, rotation, anagram or sentiment")
+    prompt.add_argument("--shots", default="0,1,2,4,8", help="how many solved questions, several with commas")
+    prompt.add_argument("--questions", type=_one_or_more, default=200, help="how many, where the task leaves it open")
+    pretrain = _add(commands, "pretrain", models.pretrain, "Make a nano model as the shipped ones were made.")
+    pretrain.add_argument("name", help="nano-bert or nano-llama")
+    pretrain.add_argument("--to", required=True, metavar="FOLDER", help="where the model is written")
+    pretrain.add_argument("--work", metavar="FOLDER", help="where checkpoints are kept; in the store by default")
+    pretrain.add_argument("--device", default="auto")
+    pretrain.add_argument("--threads", type=_one_or_more, help="CPU threads")
+    pretrain.add_argument("--seed", type=int, default=0)
+    pretrain.add_argument("--steps", type=_one_or_more, help="other than the recipe's")
 
 
 def _add_service(commands: Commands) -> None:

@@ -18,8 +18,8 @@ Modules of `engine.methods` import torch inside functions only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -59,10 +59,20 @@ class Paper:
 
 @dataclass(frozen=True)
 class LearningRate:
-    """A default learning rate and how it was found."""
+    """A default learning rate and how it was found.
+
+    Attributes:
+        value, tuned: for MiniLM, and for every model that has no own.
+        own: rates of other models, by their id in the catalogue.
+    """
 
     value: float
     tuned: str
+    own: Mapping[str, LearningRate] = field(default_factory=dict)
+
+    def of(self, model: str) -> LearningRate:
+        """The default for one model."""
+        return self.own.get(model, self)
 
 
 @dataclass(frozen=True)

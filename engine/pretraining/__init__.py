@@ -1,0 +1,1 @@
+"""How the nano models in ``assets/models`` were made: texts, teacher, objectives, one loop, model cards."""
