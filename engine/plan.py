@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from engine import estimate, settings
-from engine.devices import cpu_threads, resolve_device
 from engine.errors import BudgetError, SpecError
 from engine.methods.contract import Context, Method, MethodConfig
 from engine.methods.registry import config_of, method_named
 from engine.models.architecture import Architecture
 from engine.models.catalogue import ModelSource, architecture_of, resolve_model
 from engine.models.tokenizer import tokenizer_of
+from engine.resolution import max_length, resolved_train
 from engine.spec import DatasetChoice, MethodChoice, RunSpec
 from engine.tasks.catalogue import is_file, load_dataset
 from engine.tasks.dataset import Dataset
@@ -102,16 +102,7 @@ def make_plan(spec: RunSpec) -> Plan:
     choice = solved_choice(spec.method, setting.architecture, requested)
     config = config_of(choice)
     table = outer_architecture(choice, setting.architecture)
-    device = resolve_device(spec.train.device)
-    train = spec.train.model_copy(
-        update={
-            "lr": rate.value if spec.train.lr == "auto" else spec.train.lr,
-            "device": device,
-            "threads": cpu_threads() if spec.train.threads == "auto" else spec.train.threads,
-            "precision": _precision(spec.train.precision, device),
-            "max_length": _max_length(spec, setting),
-        }
-    )
+    train = resolved_train(spec.train, rate.value, setting.source.family, setting.architecture, setting.dataset)
     resolved = spec.model_copy(
         update={"method": choice, "train": train, "dataset": _placed(spec.dataset), "model": setting.source.id}
     )
@@ -123,8 +114,8 @@ def make_plan(spec: RunSpec) -> Plan:
         spec_hash=resolved.hash(),
         params=params,
         lr_tuned=rate.tuned if spec.train.lr == "auto" else "",
-        memory_bytes=estimate.memory_bytes(work, device),
-        seconds=estimate.seconds(work, device, int(train.threads), settings.home()),
+        memory_bytes=estimate.memory_bytes(work, train.device),
+        seconds=estimate.seconds(work, train.device, int(train.threads), settings.home()),
         warnings=tuple(_warnings(method, table, config, params, resolved, setting.dataset)),
         sources={"weights": setting.source.sha256, "data": setting.dataset.sha256},
     )
@@ -141,7 +132,7 @@ def read_setting(spec: RunSpec) -> Setting:
     source = resolve_model(spec.model)
     dataset = load_dataset(spec.dataset)
     architecture = architecture_of(source, len(dataset.labels))
-    length = _max_length(spec, Setting(source, dataset, architecture))
+    length = max_length(spec.train, architecture, dataset)
     return Setting(source, dataset, architecture.with_frozen_rows(max_length=length, pairs=dataset.is_pair))
 
 
@@ -262,23 +253,6 @@ def _count(
         model=sum(p.size for p in architecture.backbone),
         peak=method.peak(table, config),
     )
-
-
-def _precision(wanted: str, device: str) -> str:
-    if wanted == "auto":
-        return "fp32" if device == "cpu" else "tf32"
-    if wanted == "tf32" and device == "cpu":
-        raise SpecError("TF32 was asked for on the CPU, which has none.", "Use `precision: auto` or `fp32`.")
-    return wanted
-
-
-def _max_length(spec: RunSpec, setting: Setting) -> int:
-    wanted = spec.train.max_length
-    length = setting.dataset.default_max_length if wanted == "auto" else int(wanted)
-    longest = setting.architecture.max_positions
-    if length > longest and wanted != "auto":
-        raise SpecError(f"`max_length` {length} is above the {longest} positions of {spec.model}.", "Ask for fewer.")
-    return min(length, longest)
 
 
 def _warnings(

@@ -14,10 +14,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 ASSETS = PROJECT / "assets"
 
 
-# An idle thread that spins takes the core from whoever else has work: on two cores beside a browser
-# or a second run, steps took three times as long.
-QUIET_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+THREADS = {"TOKENIZERS_PARALLELISM": "false"}
 """Environment of every process that computes; read when torch is first imported."""
+# An idle thread that spins takes the core from whoever else has work: on two cores beside a browser
+# or a second run, steps took three times as long. Training adapts to that by itself.
+QUIET_THREADS = {**THREADS, "OMP_WAIT_POLICY": "PASSIVE"}
+"""The same for processes that work beside others all the time."""
 
 
 def home() -> Path:

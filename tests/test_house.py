@@ -20,7 +20,7 @@ SLOW_CHARTS = {"line_chart", "area_chart", "bar_chart", "scatter_chart", "altair
 FLOORS = [
     {"errors", "settings", "spec", "events", "devices"},
     {"models", "sparse", "store", "stats"},
-    {"methods", "tasks", "probes", "estimate"},
+    {"methods", "tasks", "probes", "estimate", "resolution"},
     {"plan"},
     {"training", "pretraining", "prompting"},
     {"export"},

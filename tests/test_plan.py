@@ -176,7 +176,7 @@ def test_a_relative_path_is_made_whole(home: Path, small: Path, monkeypatch: pyt
 def test_devices_lengths_and_precision_that_are_not_there(home: Path, small: Path) -> None:
     with pytest.raises(SpecError, match="TF32 was asked for on the CPU"):
         plan(small, precision="tf32")
-    with pytest.raises(SpecError, match="33 is above the 32 positions"):
+    with pytest.raises(SpecError, match="33 is above the model's 32 positions"):
         plan(small, max_length=33)
     assert plan(small, max_length="auto").spec.train.max_length == 32, "what the model has, where auto is more"
     with pytest.raises(SpecError, match=r"Device 'cuda:99' was asked for"):

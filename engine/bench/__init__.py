@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from engine.errors import UnknownName
 
-BENCHMARKS = ("accuracy", "calibration", "tune")
+BENCHMARKS = ("accuracy", "calibration", "steps", "tune")
 
 
 def main(argv: Sequence[str]) -> int:

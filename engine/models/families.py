@@ -33,6 +33,9 @@ class Family:
         transposed: whether the blocks' linear weights are stored as (in, out).
         pad_token: row of the padding token where a configuration does not say; None for decoders,
             which have none of their own.
+        head_reads: what the head reads of the last hidden states: the pooler's view of the first token, the
+            first token itself, or the last one. None where attention is such that tokens of several examples
+            cannot stand end to end (relative positions, sliding windows).
     """
 
     kind: Literal["encoder", "decoder"]
@@ -46,6 +49,7 @@ class Family:
     rotary: bool = False
     transposed: bool = False
     pad_token: int | None = None
+    head_reads: Literal["pooler", "first", "last"] | None = None
 
     @property
     def output(self) -> str:
@@ -103,6 +107,7 @@ _BERT = Family(
     after=(("pooler.dense", "pooler"),),
     head=(("classifier", "head"),),
     pad_token=0,
+    head_reads="pooler",
 )
 _ROBERTA = replace(
     _BERT,
@@ -116,6 +121,7 @@ _ROBERTA = replace(
     after=(),
     head=_DENSE_HEAD,
     pad_token=1,
+    head_reads="first",
 )
 _ELECTRA = replace(
     _BERT,
@@ -123,6 +129,7 @@ _ELECTRA = replace(
     before=(*_BERT.before, ("embeddings_project", "other")),
     after=(),
     head=_DENSE_HEAD,
+    head_reads="first",
 )
 _MPNET = replace(
     _BERT,
@@ -143,6 +150,7 @@ _MPNET = replace(
     after=(("encoder.relative_attention_bias", "other"),),
     head=_DENSE_HEAD,
     pad_token=1,
+    head_reads=None,
 )
 _DISTILBERT = replace(
     _BERT,
@@ -161,6 +169,7 @@ _DISTILBERT = replace(
     ),
     after=(),
     head=(("pre_classifier", "head"), ("classifier", "head")),
+    head_reads=None,
 )
 _DEBERTA_V2 = replace(
     _BERT,
@@ -184,6 +193,7 @@ _DEBERTA_V2 = replace(
         ("encoder.conv.LayerNorm", "other"),
     ),
     head=(("pooler.dense", "head"), ("classifier", "head")),
+    head_reads=None,
 )
 _GPT2 = Family(
     kind="decoder",
@@ -221,6 +231,7 @@ _LLAMA = Family(
     after=(("norm", "norm_out"),),
     head=_SCORE,
     rotary=True,
+    head_reads="last",
 )
 
 FAMILIES: dict[str, Family] = {
@@ -234,8 +245,8 @@ FAMILIES: dict[str, Family] = {
     "mpnet": _MPNET,
     "gpt2": _GPT2,
     "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
+    "mistral": replace(_LLAMA, head_reads=None),
+    "qwen2": replace(_LLAMA, head_reads=None),
 }
 """Families by the ``model_type`` of a configuration."""
 

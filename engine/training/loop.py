@@ -16,7 +16,9 @@ from engine.tasks.encoding import Encoded
 from engine.tasks.order import batch_order, curve_sample
 from engine.training import checkpoint, recipe
 from engine.training.build import Built
+from engine.training.courtesy import Courtesy
 from engine.training.evaluation import loss_and_accuracy, predict, to_device
+from engine.training.execution import forward_of
 from engine.training.recorder import Recorder
 
 FLUSH_SECONDS = 0.25
@@ -43,6 +45,8 @@ class Loop:
         self.control = control
         self.checkpoints = folder / "checkpoint"
         self.train = built.spec.train
+        self.forward = forward_of(built)
+        self.courtesy = Courtesy()
         self.optimizer = recipe.dense_optimizer([p for _, p in built.dense], self.train)
         self.guard = recipe.DivergenceGuard(len(built.setting.dataset.labels))
         self.recorder = Recorder(built, sink, self.train.steps)
@@ -53,6 +57,8 @@ class Loop:
         self.curve_steps = set(curve_points(self.train.steps))
         self.seconds = 0.0
         """Time spent in training steps, evaluation and checkpoints apart."""
+        self.loop_seconds = 0.0
+        """The same with all that is recorded meanwhile, of this attempt."""
         self.earlier = 0.0
         """Wall time of what was done before the checkpoint this run goes on from."""
         self._began = time.monotonic()
@@ -71,6 +77,12 @@ class Loop:
         Raises:
             Stopped, Diverged: with the checkpoint kept as each promises.
         """
+        try:
+            self._run()
+        finally:
+            self.courtesy.free()
+
+    def _run(self) -> None:
         done = self._resume()
         self.sink.phase("training", done, self.train.steps)
         self._hook_gradients()
@@ -78,6 +90,7 @@ class Loop:
             self._measure_curve(0)
             self._save(0)
             self.recorder.start()
+        looped = time.perf_counter()
         for step in range(done, self.train.steps):
             started = time.perf_counter()
             self._step(step)
@@ -87,10 +100,12 @@ class Loop:
             if not (last or step + 1 in self.curve_steps or self._due(self._flushed, FLUSH_SECONDS)):
                 continue
             self._flush(step + 1)
+            self.loop_seconds += time.perf_counter() - looped
             if step + 1 in self.curve_steps:
                 self._measure_curve(step + 1)
             if not last:
                 self._pause(step + 1)
+            looped = time.perf_counter()
 
     def _step(self, step: int) -> None:
         """One optimizer step."""
@@ -98,7 +113,7 @@ class Loop:
         lr = float(train.lr) * recipe.lr_factor(step, train.steps, train.warmup)
         batch = to_device(self.train_set.batch(self.order[step]), train.device)
         labels = batch.pop("labels")
-        logits = self.built.model(**batch).logits
+        logits = self.forward(batch)
         loss = functional.cross_entropy(logits.float(), labels)
         extra = method.extra_loss()
         (loss if extra is None else loss + extra).backward()
@@ -143,6 +158,7 @@ class Loop:
             self.seconds += self._window
             self._window = 0.0
         self.recorder.costs(done)
+        self.courtesy.look()
         self.sink.phase("training", done, self.train.steps)
         self.sink.flush()
         self._flushed = time.monotonic()

@@ -94,6 +94,7 @@ def _carry_out(
         "accuracy": {"validation": validation.accuracy, "test": test.accuracy, "ci95": details["ci95"]},
         "seconds": loop.earlier + time.monotonic() - started,
         "training_seconds": loop.seconds,
+        "loop_seconds": loop.loop_seconds,
         "steps_per_second": spec.train.steps / loop.seconds if loop.seconds else None,
         "peak_memory_bytes": loop.recorder.memory.bytes(),
         "energy_joules": loop.recorder.energy.joules,

@@ -29,7 +29,7 @@ def environment(home: Path) -> dict[str, str]:
     """Variables that make a new process find this project and this home."""
     paths = [str(settings.PROJECT), os.environ.get("PYTHONPATH", "")]
     found = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PEFTSCOPE_HOME": str(home)}
-    return {**settings.QUIET_THREADS, **found}
+    return {**settings.THREADS, **found}
 
 
 class LocalBackend:
@@ -64,11 +64,12 @@ class LocalBackend:
 
     def launch(self, slot: str, name: str, revision: str) -> Identity:
         """Start a warm worker, or the process that answers questions."""
+        env = environment(self._home)
         module, function, value = "worker", "--runner", self._options.runner
         if slot == ANSWERS:
             module, function, value = "answerer", "--answerer", self._options.answerer
+            env |= settings.QUIET_THREADS
         words = ["-m", f"engine.jobs.{module}", "--home", str(self._home), "--name", name, "--slot", slot]
-        env = environment(self._home)
         if not slot.startswith("cuda"):
             env["CUDA_VISIBLE_DEVICES"] = ""
         start_small(self.log(slot))

@@ -1,0 +1,131 @@
+"""Where the tokens of a ragged batch lie, and attention over them with its own derivative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class Layout:
+    """Where the tokens of a batch lie when they stand end to end, and where when padded.
+
+    Args:
+        lengths: int64 (n,), tokens of each example.
+        causal: whether a token sees none after it.
+
+    Attributes:
+        positions: int64 (tokens,), place of each token in its example.
+        first, last: int64 (n,), each example's first and last token.
+    """
+
+    def __init__(self, lengths: np.ndarray, causal: bool) -> None:
+        self._longest, starts = int(lengths.max()), np.cumsum(lengths) - lengths
+        columns = np.arange(self._longest)
+        self._real = columns < lengths[:, None]
+        # A padded place reads the first token of its example; nothing of it ever counts.
+        self._tokens = starts[:, None] + np.where(self._real, columns, 0)
+        self._causal = causal
+        self._places: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.positions = torch.from_numpy(np.broadcast_to(columns, self._real.shape)[self._real])
+        self.first = torch.from_numpy(starts)
+        self.last = torch.from_numpy(starts + lengths - 1)
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (tokens, heads, d) as (n * heads, longest, d)."""
+        _, heads, width = rows.shape
+        return rows.reshape(-1, width).index_select(0, self._rows(heads)[0]).view(-1, self._longest, width)
+
+    def gather(self, padded: torch.Tensor, heads: int) -> torch.Tensor:
+        """Inverse of `spread`; what padding holds is left out."""
+        width = padded.shape[-1]
+        return padded.view(-1, width).index_select(0, self._rows(heads)[1]).view(-1, heads, width)
+
+    def bias(self, heads: int, *, single: bool) -> torch.Tensor:
+        """What is added to the scores: 0, or minus infinity where nothing may be seen.
+
+        Args:
+            heads: of the queries.
+            single: whether each example asks with one token only, which sees all of its example.
+
+        Returns:
+            (n * heads, 1, longest), or (n * heads, longest, longest) where it depends on the query.
+        """
+        seen = self._real[:, None, :]
+        if self._causal and not single:
+            seen = seen & np.tri(self._longest, dtype=bool)
+        return torch.from_numpy(np.where(seen, np.float32(0), np.float32(-np.inf))).repeat_interleave(heads, 0)
+
+    def padding(self, heads: int) -> torch.Tensor:
+        """Whether a padded place holds no token, bool (n * heads, longest, 1)."""
+        return torch.from_numpy(~self._real).repeat_interleave(heads, 0)[..., None]
+
+    def _rows(self, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The row (token, head) that each padded place takes, and the padded place that each row takes back."""
+        if heads not in self._places:
+            taken = self._tokens[:, None, :] * heads + np.arange(heads)[:, None]
+            back = np.arange(taken.size).reshape(taken.shape).transpose(0, 2, 1)[self._real]
+            self._places[heads] = torch.from_numpy(taken.ravel()), torch.from_numpy(back.ravel())
+        return self._places[heads]
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scale: float) -> torch.Tensor:
+    """Softmax attention within each example.
+
+    Args:
+        q: (tokens, heads, d), or (n, heads, d) where each example asks with one token.
+        k, v: (tokens, key heads, d); key heads divide heads (grouped-query attention).
+        layout: of the batch.
+        scale: of the scores.
+
+    Returns:
+        Like `q`.
+    """
+    output: torch.Tensor = _Attention.apply(q, k, v, layout, scale)
+    return output
+
+
+class _Attention(torch.autograd.Function):
+    """Its own derivative: autograd would copy every tensor between the two layouts once more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scale: float
+    ) -> torch.Tensor:
+        heads, single = q.shape[1], len(q) != len(k)
+        keys, values = (layout.spread(_repeated(rows, heads)) for rows in (k, v))
+        queries = q.reshape(-1, 1, q.shape[2]) if single else layout.spread(q)
+        bias = layout.bias(heads, single=single).to(q.dtype)
+        shares = torch.softmax(torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=scale), -1)
+        ctx.save_for_backward(queries, keys, values, shares)
+        ctx.layout, ctx.scale, ctx.single, ctx.heads, ctx.key_heads = layout, scale, single, heads, k.shape[1]
+        found = torch.bmm(shares, values)
+        return found.view(q.shape) if single else layout.gather(found, heads)
+
+    @staticmethod
+    def backward(ctx: Any, *given: torch.Tensor) -> Any:
+        (gradient,), layout, heads = given, ctx.layout, ctx.heads
+        queries, keys, values, shares = ctx.saved_tensors
+        if ctx.single:
+            own = gradient.reshape(queries.shape)
+        else:
+            own = layout.spread(gradient).masked_fill_(layout.padding(heads), 0)
+        of_shares = torch.bmm(own, values.transpose(1, 2))
+        of_scores = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype).mul_(ctx.scale)
+        of_queries = torch.bmm(of_scores, keys)
+        k = layout.gather(torch.bmm(of_scores.transpose(1, 2), queries), heads)
+        v = layout.gather(torch.bmm(shares.transpose(1, 2), own), heads)
+        q = of_queries.view(gradient.shape) if ctx.single else layout.gather(of_queries, heads)
+        return q, _summed(k, ctx.key_heads), _summed(v, ctx.key_heads), None, None
+
+
+def _repeated(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Keys or values once per query head."""
+    return rows if rows.shape[1] == heads else rows.repeat_interleave(heads // rows.shape[1], 1)
+
+
+def _summed(gradient: torch.Tensor, key_heads: int) -> torch.Tensor:
+    """Inverse of `_repeated` for gradients."""
+    tokens, heads, width = gradient.shape
+    return gradient if heads == key_heads else gradient.view(tokens, key_heads, heads // key_heads, width).sum(2)
