@@ -43,6 +43,11 @@ with shell.told():
     groups = compared.groups_of([finished[run_id] for run_id in chosen])
     if len({group.rows[0].dataset for group in groups}) > 1:
         st.warning("These runs are on different datasets: their accuracies do not compare.", icon=":material/warning:")
+    if len({group.rows[0].model for group in groups}) > 1:
+        st.warning(
+            "These runs started from different models: what differs may be the model, not the method.",
+            icon=":material/warning:",
+        )
     with st.container(border=True):
         found = compared.verdict_of(groups)
         st.markdown("**What can be concluded**")
@@ -64,6 +69,9 @@ with shell.told():
             "Learning rate": st.column_config.NumberColumn(format="%.2g"),
             "Time": st.column_config.NumberColumn(format="%.1f s", help="Mean over the seeds"),
             "Peak memory": st.column_config.NumberColumn(format="%.0f MiB"),
+            "Answer time": st.column_config.NumberColumn(
+                format="%.2f x", help="Of one example, in multiples of the base model's; as it is, not merged"
+            ),
             "On disk": st.column_config.NumberColumn(format="%.0f KiB", help="The trained result"),
         },
     )  # fmt: skip

@@ -21,7 +21,9 @@ model = st.text_input(
 ).strip()  # fmt: skip
 measured = st.session_state.setdefault("in-context-measured", {})
 with shell.told():
-    if st.button("Measure now", type="primary", icon=":material/play_arrow:", disabled=not model):
+    if st.button(
+        "Measure now", type="primary", icon=":material/play_arrow:", key="in-context-measure", disabled=not model
+    ):
         with st.spinner("The engine asks the model …"):
             measured[model, task] = prompting.measure(model, task)
     if found := measured.get((model, task)) or prompting.recorded(model, task):

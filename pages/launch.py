@@ -29,7 +29,7 @@ with left:
             dataset = choose.choose_dataset(given, key)
     with st.container(border=True):
         st.subheader("Budget", anchor=False)
-        budget = choose.choose_budget(given, key)
+        budget = choose.choose_budget(given, key, model)
     with st.container(border=True):
         st.subheader("Method", anchor=False)
         method = choose.choose_method(given, key, budgeted=budget is not None)

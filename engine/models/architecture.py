@@ -115,6 +115,15 @@ class Architecture:
         """The rows of the task head."""
         return tuple(p for p in self.parameters if p.role == "head")
 
+    @property
+    def common_budget(self) -> int:
+        """A budget at which methods can meet: all biases, which is as far as BitFit goes.
+
+        A thousandth of a model that has none.
+        """
+        biases = sum(p.size for p in self.backbone if p.part == "bias")
+        return biases or sum(p.size for p in self.backbone) // 1000
+
     def linears(self, roles: Iterable[str] = LINEAR_ROLES) -> tuple[Parameter, ...]:
         """Weight matrices of the blocks with one of the roles, in model order."""
         wanted = set(roles)

@@ -112,6 +112,10 @@ def resolve_model(ref: str) -> ModelSource:
         ModelError: for files that are missing, damaged, pickled or of an unsupported type.
     """
     ref = ref.strip()
+    if not ref:
+        raise ModelError(
+            "No model was named.", f"Name one of {', '.join(entry.id for entry in models())}, or a folder."
+        )
     if ref == MINILM:
         source = _minilm()
     elif ref in (NANO_BERT, NANO_LLAMA):

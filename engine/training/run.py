@@ -24,7 +24,7 @@ from engine.store.paths import RunFolder
 from engine.store.provenance import collect, write_provenance
 from engine.store.run_file import RunWriter
 from engine.store.runs import Runs
-from engine.training import checkpoint, result
+from engine.training import checkpoint, latency, result
 from engine.training.build import Built, Caches, build, encoded_splits
 from engine.training.evaluation import to_device
 from engine.training.loop import Loop
@@ -86,6 +86,7 @@ def _carry_out(
     on_disk = result.write(folder.root, built, test, labels, spec.hash())
     details = result.describe(test, labels, built.setting.dataset.labels, built.setting.dataset.splits["test"])
     loop.recorder.costs(spec.train.steps)
+    peak = loop.recorder.memory.bytes()  # before a merged copy is made
     summary = {
         "run": run_id,
         "status": "finished",
@@ -96,12 +97,13 @@ def _carry_out(
         "training_seconds": loop.seconds,
         "loop_seconds": loop.loop_seconds,
         "steps_per_second": spec.train.steps / loop.seconds if loop.seconds else None,
-        "peak_memory_bytes": loop.recorder.memory.bytes(),
+        "peak_memory_bytes": peak,
         "energy_joules": loop.recorder.energy.joules,
         "optimizer_state_scalars": optimizer_scalars(built),
         "head_optimizer_scalars": 2 * sum(p.numel() for _, p in built.head),
         "bytes_on_disk": on_disk,
         "tokens": loop.recorder.tokens,
+        "latency": latency.measure(built, splits["test"]),
     }
     sink.meta("test", details)
     sink.meta("summary", summary)

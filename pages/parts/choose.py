@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import streamlit as st
 
+from engine.errors import EngineError
 from engine.methods.contract import Method
 from engine.methods.registry import methods
-from engine.models.catalogue import default_model, models
+from engine.models.catalogue import (
+    MINILM,
+    SHIPPED,
+    ModelEntry,
+    architecture_of,
+    default_model,
+    models,
+    resolve_model,
+)
 from engine.settings import UPLOAD_BYTES, UPLOAD_ROWS
 from engine.spec import RunSpec, TrainSpec
 from engine.tasks.catalogue import datasets
@@ -43,8 +53,7 @@ def choose_model(given: RunSpec | None, key: str) -> str:
         format_func=lambda name: entries[name].title if name in entries else name,
     )
     if choice in entries:
-        entry = entries[choice]
-        st.caption(entry.description if entry.available else entry.reason)
+        _about(entries[choice])
         return choice
     if choice == OWN_FOLDER:
         return st.text_input(
@@ -62,6 +71,14 @@ def choose_model(given: RunSpec | None, key: str) -> str:
         placeholder="owner/name",
         help="Fetched once, then kept. Without a network connection only what is already there can be used.",
     ).strip()
+
+
+def _about(entry: ModelEntry) -> None:
+    st.caption(entry.description if entry.available else entry.reason)
+    card = SHIPPED / entry.id / "README.md"
+    if card.is_file():
+        with st.popover("Model card", type="tertiary", icon=":material/description:"):
+            st.markdown(card.read_text(encoding="utf-8"))
 
 
 def choose_dataset(given: RunSpec | None, key: str) -> dict[str, Any]:
@@ -196,7 +213,16 @@ def summary_of(method: type[Method]) -> str:
     return (method.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
 
 
-def choose_budget(given: RunSpec | None, key: str) -> dict[str, Any] | None:
+@st.cache_data(ttl=600, max_entries=32, show_spinner=False)
+def _common_budget(model: str) -> int:
+    """The budget that is offered first; that of MiniLM for a model that is not there yet."""
+    for ref in (model, MINILM):
+        with suppress(EngineError):
+            return architecture_of(resolve_model(ref), 2).common_budget
+    return 1000
+
+
+def choose_budget(given: RunSpec | None, key: str, model: str) -> dict[str, Any] | None:
     """A budget as plain data, or None for the method's own settings."""
     own, count, share = "The method's settings decide", "Number of parameters", "Per cent of the model"
     before = given.budget if given else None
@@ -211,14 +237,15 @@ def choose_budget(given: RunSpec | None, key: str) -> dict[str, Any] | None:
         help="What the method itself may train. The task head is trained by every method and counted apart.",
     )
     if kind == count:
+        common = _common_budget(model)
         value = st.number_input(
             "Parameters",
             min_value=0,
-            value=before.params if before and before.params is not None else 26_112,
+            value=before.params if before and before.params is not None else common,
             step=1000,
-            key=f"{key}-params",
+            key=f"{key}-params" if before else f"{key}-params-{model}",
             persist_state="session",
-            help="26,112 is what BitFit trains on MiniLM: a fair common budget.",
+            help=f"{common:,} is a fair common budget on this model: all its biases, which is as far as BitFit goes.",
         )
         return {"params": value}
     if kind == share:

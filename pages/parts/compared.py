@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,7 +46,8 @@ def groups_of(rows: Sequence[RunRow]) -> list[Group]:
     by_hash: dict[str, list[RunRow]] = {}
     for row in rows:
         by_hash.setdefault(row.spec_hash, []).append(row)
-    names = {key: f"{method_title(found[0].method)} {_count(found[0])}" for key, found in by_hash.items()}
+    several = len({row.model for row in rows}) > 1
+    names = {key: _name(found[0], with_model=several) for key, found in by_hash.items()}
     often = Counter(names.values())
     groups = [
         Group(
@@ -54,6 +57,11 @@ def groups_of(rows: Sequence[RunRow]) -> list[Group]:
         for key, found in by_hash.items()
     ]
     return sorted(groups, key=lambda group: (group.rows[0].method, _count(group.rows[0]), group.label))
+
+
+def _name(row: RunRow, *, with_model: bool) -> str:
+    model = f", {PurePath(row.model).name}" if with_model else ""
+    return f"{method_title(row.method)} {_count(row)}{model}"
 
 
 def _count(row: RunRow) -> str:
@@ -86,8 +94,15 @@ def _line(group: Group) -> dict[str, object]:
         "Learning rate": group.rows[0].spec["train"]["lr"],
         "Time": float(np.mean([s["seconds"] for s in summaries])),
         "Peak memory": max(s["peak_memory_bytes"] for s in summaries) / 2**20,
+        "Answer time": _answer_time(summaries),
         "On disk": max(s["bytes_on_disk"] for s in summaries) / 1024,
     }
+
+
+def _answer_time(summaries: Sequence[dict[str, Any]]) -> float | None:
+    """Of the model as it is, in multiples of the base model's; None for runs that did not measure it."""
+    found = [s["latency"]["trained"] / s["latency"]["base"] for s in summaries if "latency" in s]
+    return float(np.median(found)) if found else None
 
 
 def _ends(interval: Interval) -> str:

@@ -31,7 +31,8 @@ def dataset_title(source: str) -> str:
 
 def label_of(row: RunRow) -> str:
     """A run in a few words, distinct by the letters at the end of its id."""
-    return f"{method_title(row.method)} · {words.count(row.plan['params']['method'])} · seed {row.seed} · {row.id[-4:]}"
+    size, model = words.count(row.plan["params"]["method"]), PurePath(row.model).name
+    return f"{method_title(row.method)} · {size} · {model} · seed {row.seed} · {row.id[-4:]}"
 
 
 def runs_frame(rows: Sequence[RunRow]) -> pd.DataFrame:

@@ -152,11 +152,28 @@ def cost(moment: Moment, subject: Subject) -> None:
             st.metric("Optimizer state, scalars", words.count(scalars), border=True, height="stretch")
             st.metric("Peak memory", words.size(summary["peak_memory_bytes"]), border=True, height="stretch")
             st.metric("Trained result on disk", words.size(summary["bytes_on_disk"]), border=True, height="stretch")
+    if "latency" in summary:
+        _answer_times(summary["latency"])
     if "cost/power_watts" not in moment.snapshot.scalars:
         st.caption("This device reports no power, so no energy is shown.")
     for column, chart in zip(st.columns(2, gap="large") * 2, made(making.costs, moment, subject), strict=False):
         with column:
             draw_chart(chart, live=moment.live, key=subject.key)
+
+
+def _answer_times(latency: dict[str, float]) -> None:
+    """How long the finished model takes for one example, beside the base."""
+    names = {"base": "The base model answers in", "trained": "This model, as it is", "merged": "Merged into the base"}
+    with st.grid(5, min_column_width=140):
+        for name, title in names.items():
+            if name in latency:
+                ratio = latency[name] / latency["base"]
+                st.metric(
+                    title, f"{latency[name]:.1f} ms", border=True, height="stretch", delta_color="off",
+                    delta=f"{ratio:.2f} times the base" if name != "base" else None, delta_arrow="off",
+                    help=f"Median of {latency['rounds']} answers to one example of {latency['tokens']} tokens, "
+                    "asked in turns.",
+                )  # fmt: skip
 
 
 DRAWN: dict[str, Callable[[Moment, Subject], None]] = {

@@ -24,7 +24,7 @@ def test_run_goes_on_whoever_watches(lab, visit, tmp_path):
         first = visit("first", url=url)
         first.open(f"run?run={run_id}")
         first.state("active")
-        expect(first.page.get_by_test_id("stTopNavLink")).to_have_count(8)
+        expect(first.page.get_by_test_id("stTopNavLink")).to_have_count(9)
         step, _ = first.mask()
         first.shot("deep-link")
 

@@ -65,6 +65,7 @@ LOOKING: dict[str, tuple[list[str], str]] = {
     "try": (["try", "LORA", "ID3", "--text", "the film was bright"], "model, before training"),
     "prune": (["prune"], "would delete"),
     "doctor": (["doctor"], "model minilm-l6"),
+    "prompt": (["prompt", "--task", "sums", "--shots", "0,2"], "always the same answer: 10.0 %"),
 }
 
 

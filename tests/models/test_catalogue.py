@@ -21,7 +21,7 @@ from tests.models.saved import save_tiny
 
 
 def test_minilm_is_listed_and_available() -> None:
-    entry = models()[0]
+    entry = next(entry for entry in models() if entry.id == "minilm-l6")
     assert (entry.id, entry.available, entry.licence) == ("minilm-l6", True, "Apache-2.0")
 
 

@@ -37,6 +37,7 @@ class House:
 
     def plan(self, method: str = "id3", seed: int = 0, **changes: Any) -> Plan:
         spec = {
+            "model": "nano-bert",
             "dataset": {"source": str(self.data), "text": "text", "label": "label"},
             "method": {"name": method},
             "budget": {"params": 5000} if method == "id3" else None,
@@ -44,9 +45,9 @@ class House:
         }
         return make_plan(parse_spec(spec | changes))
 
-    def add(self, method: str = "id3", seed: int = 0, owner: str = "machine") -> str:
+    def add(self, method: str = "id3", seed: int = 0, owner: str = "machine", **changes: Any) -> str:
         """A queued run."""
-        plan = self.plan(method, seed)
+        plan = self.plan(method, seed, **changes)
         return self.runs.submit(plan.spec, plan.to_json(), owner=owner)
 
     def begin(self, run_id: str) -> None:

@@ -18,7 +18,9 @@ def kinds(app) -> set[str]:
     return {element.type for element in app.main}
 
 
-@pytest.mark.parametrize("page", ["start", "launch", "run", "compare", "methods", "try_it", "data", "engine"])
+@pytest.mark.parametrize(
+    "page", ["start", "launch", "run", "compare", "methods", "try_it", "in_context", "data", "engine"]
+)
 def test_every_page_opens_on_an_empty_store(house, page):
     no_error(house.open(page))
 
@@ -266,6 +268,47 @@ def test_compare_puts_seeds_together_and_says_what_can_be_concluded(house, words
     assert all("over 2 seeds" in text for text in table["Interval"])
     assert "What can be concluded" in words_of(app)
     assert "told apart" in words_of(app)
+
+
+def test_runs_of_different_models_are_told_apart_and_warned_of(house, words_of):
+    house.finish(house.add("lora"))
+    house.finish(house.add("lora", model="minilm-l6"))
+    app = no_error(house.open("compare"))
+    assert "started from different models" in app.warning[0].value
+    assert [name.split(", ")[-1] for name in app.dataframe[0].value["Method"]] == ["minilm-l6", "nano-bert"]
+
+
+def test_the_budget_offered_is_as_far_as_bitfit_goes_on_the_model(house):
+    app = no_error(house.open("launch"))
+    assert app.number_input(key="launch--params-nano-bert").value == 5_888
+    app.selectbox(key="launch--model").set_value("minilm-l6").run()
+    assert app.number_input(key="launch--params-minilm-l6").value == 26_112
+
+
+def test_in_context_learning_is_measured_and_shown_word_by_word(house, words_of, monkeypatch):
+    """The model is real; only the engine's process is left out."""
+    from engine.prompting.measure import by_shots, load_speaker
+    from pages.parts import prompting
+
+    monkeypatch.setattr(prompting, "measure", lambda model, task: by_shots(load_speaker(model), task, [0, 4], 20))
+    app = house.open("in_context", task="reversal")
+    app.button(key="in-context-measure").click().run()
+    no_error(app)
+    assert app.get("plotly_chart")
+    assert app.dataframe[0].value["Shots"].tolist() == [0, 4]
+    assert app.code[0].value.count("\n") == 4
+    assert "without changing a weight" in words_of(app)
+
+
+def test_an_encoder_cannot_be_asked_in_context(house, words_of, monkeypatch):
+    from engine.prompting.measure import by_shots, load_speaker
+    from pages.parts import prompting
+
+    monkeypatch.setattr(prompting, "measure", lambda model, task: by_shots(load_speaker(model), task, [0]))
+    app = house.open("in_context")
+    app.text_input(key="in-context-model").set_value("minilm-l6").run()
+    app.button(key="in-context-measure").click().run()
+    assert "is an encoder" in words_of(no_error(app))
 
 
 def test_methods_have_a_card_each(house, words_of):

@@ -1,0 +1,79 @@
+"""How long the finished model takes to answer, beside the base: as it is, and merged where that changes it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.tasks.encoding import Encoded
+from engine.training.build import Built
+from engine.training.evaluation import to_device
+
+SECONDS = 0.5
+"""What all rounds together may take, after the first three."""
+ROUNDS = 30
+
+
+def measure(built: Built, encoded: Encoded) -> dict[str, Any]:
+    """Medians over interleaved rounds, so that a slow moment of the machine slows all of them.
+
+    Args:
+        built: the finished run.
+        encoded: a split; its example of median length is asked.
+
+    Returns:
+        ``tokens`` of the one example, ``rounds``, and milliseconds per answer: ``base``, ``trained``,
+        and ``merged`` where merging makes another model of it.
+    """
+    device = built.spec.train.device
+    place = int(np.argsort(encoded.lengths, kind="stable")[len(encoded) // 2])
+    batch = to_device(encoded.batch(np.array([place])), device)
+    batch.pop("labels")
+    # A base on the run's device; on the CPU it is there already and is only read.
+    base = built.base if device == "cpu" else copy.deepcopy(built.base).to(device)
+    asked: dict[str, nn.Module] = {"base": base, "trained": built.model}
+    merged = built.method.merged(built.model)
+    if merged is not built.model:
+        asked["merged"] = merged
+    training = {name: model.training for name, model in asked.items()}
+    for model in asked.values():
+        model.eval()
+    times = _interleaved({name: _question(model, batch, device) for name, model in asked.items()})
+    for name, model in asked.items():
+        model.train(training[name])
+    milliseconds = {name: 1000 * median(found) for name, found in times.items()}
+    return {"tokens": int(encoded.lengths[place]), "rounds": len(times["base"]), **milliseconds}
+
+
+def _question(model: nn.Module, batch: dict[str, torch.Tensor], device: str) -> Callable[[], None]:
+    def ask() -> None:
+        with torch.inference_mode():
+            model(**batch)
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+
+    return ask
+
+
+def _interleaved(questions: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+    """Seconds per question and round; the first round warms up and does not count."""
+    times: dict[str, list[float]] = {name: [] for name in questions}
+    end = 0.0
+    for number in range(ROUNDS + 1):
+        if number > 3 and time.perf_counter() > end:
+            break
+        for name, ask in questions.items():
+            started = time.perf_counter()
+            ask()
+            if number:
+                times[name].append(time.perf_counter() - started)
+        if number == 0:
+            end = time.perf_counter() + SECONDS
+    return times
