@@ -10,7 +10,7 @@ from tests.small import sentences
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 DARK = "rgb(18, 22, 28)"
-PAGES = ("", "launch", "run", "compare", "try_it", "methods", "data", "engine")
+PAGES = ("", "launch", "run", "compare", "try_it", "in_context", "methods", "data", "engine")
 WILD = "<script>window.wild = 1</script> <img src=wild onerror='window.wild = 1'> **wild** [wild](http://wild.test)"
 LABELS = {"good": "<b>wild</b> **good**", "bad": "<i>wild</i> :red[bad]"}
 INJECTED = """() => [...document.querySelectorAll("[data-testid=stMain] :is(script, img, a, b, i, u, strong, em)")]

@@ -1,4 +1,4 @@
-"""The newcomer's path through the pages, for real: from the start page to a comparison."""
+"""The newcomer's path through the pages, for real: real weights, real sentences, from the start page to a comparison."""
 
 from __future__ import annotations
 
@@ -10,31 +10,17 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 
 def test_newcomer(lab, visit):
-    """Start page, launch, a mask that changes while it is watched, the result, and the comparison with another run."""
+    """One button, a mask that grows while it is watched, the result, a second run, and the comparison of both."""
     one = visit()
     one.open()
     one.heading("See how fine-tuning works, inside a real model")
-    one.sees("Run the first example")
     one.sees("A recorded run")
     one.mask()
     one.shot("start")
 
-    one.walk("Launch")
-    one.choose("Model", "A folder on this machine")
-    one.write("Folder", str(lab.folder / "model"))
-    one.choose("Dataset", "A file on this machine")
-    one.write("Path of the file", str(lab.folder / "data.tsv"))
-    one.sees("400 rows")
-    one.choose("Method", "ID3 · selective")
-    one.write("Parameters", "2000")
-    one.write("Steps", "500")
-    one.sees("2,000 asked for")
-    one.shot("plan")
-    one.click("Launch")
-
+    one.click("Run the first example")
     one.state("active")
     run_id = re.search(r"run=([\w-]+)", one.page.url)[1]
-    other = lab.submit("bitfit", budget=None, steps=40)
     one.sees("steps/s")
     step, pixels = one.mask()
     one.shot("live")
@@ -45,7 +31,6 @@ def test_newcomer(lab, visit):
     one.shot("live-later")
 
     one.state("finished")
-    assert lab.runs.get(run_id).spec["method"]["name"] == "id3"
     accuracy = lab.over(run_id).summary["accuracy"]
     result = one.page.get_by_test_id("stMetric").filter(has_text="Test accuracy")
     one.sees(f"{100 * accuracy['test']:.1f} %", result)
@@ -56,9 +41,40 @@ def test_newcomer(lab, visit):
     one.sees("Most confidently right")
     one.shot("result")
 
-    assert lab.over(other).state == "finished"
+    one.walk("Launch")
+    one.choose("Method", "BitFit · selective")
+    one.write("Steps", "40")
+    one.sees("5,888 asked for")
+    one.shot("plan")
+    one.click("Launch")
+    one.state("finished")
+    other = re.search(r"run=([\w-]+)", one.page.url)[1]
+    assert lab.runs.get(other).plan["params"]["method"] == 5_888
+
     one.open(f"compare?runs={run_id},{other}")
     one.heading("Compare")
     one.sees("What can be concluded")
     one.sees("BitFit")
     one.shot("compare")
+
+
+def test_a_model_and_a_file_of_ones_own(lab, visit):
+    """Paths are typed, columns are found, and the run starts."""
+    one = visit()
+    one.open("launch")
+    one.choose("Model", "A folder on this machine")
+    one.write("Folder", str(lab.folder / "model"))
+    one.choose("Dataset", "A file on this machine")
+    one.write("Path of the file", str(lab.folder / "data.tsv"))
+    one.sees("400 rows")
+    one.choose("Method", "ID3 · selective")
+    one.write("Parameters", "2000")
+    one.write("Steps", "40")
+    one.sees("2,000 asked for")
+    one.shot("plan")
+    one.click("Launch")
+    one.state("finished")
+    run_id = re.search(r"run=([\w-]+)", one.page.url)[1]
+    row = lab.over(run_id)
+    assert (row.spec["method"]["name"], row.spec["method"]["k"]) == ("id3", 2000)
+    assert row.spec["model"] == str(lab.folder / "model")
