@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Group = Literal["token", "position", "type", "norm", "bias", "pooler"]
 _ROLES: dict[str, tuple[str, ...]] = {
     "token": ("token",),
-    "position": ("position",),
+    "position": ("position", "distance"),
     "type": ("type",),
     "norm": ("norm_in", "norm_1", "norm_2", "norm_out"),
     "pooler": ("pooler",),

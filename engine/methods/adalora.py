@@ -35,10 +35,11 @@ class AdaLoRA(PeftMethod):
     LoRA gives every matrix the same rank, although some need more than others. AdaLoRA writes the
     change like a singular value decomposition: a sum of triplets, each one direction read, one
     direction written, and a factor between them. It starts with one and a half times the triplets
-    it may keep, scores each by how strongly and how steadily the loss depends on it, and sets the
-    factors of the weakest in the whole network to zero, a few more at every step, along a cubic
-    curve. A penalty keeps the directions of a matrix orthogonal, so that triplets can be judged
-    one by one.
+    it may keep and scores each by how strongly the loss depends on it, times how much that
+    dependence varies from step to step, since an unsettled triplet may still turn out useful. The
+    factors of the weakest in the whole network are set to zero, a few more at every step, along a
+    cubic curve. A penalty keeps the directions of a matrix orthogonal, so that triplets can be
+    judged one by one.
 
     ### What to watch
 
@@ -217,6 +218,15 @@ class AdaLoRA(PeftMethod):
         self._triplets = triplets
         self.allocator = Allocator(triplets, schedule, config.beta1, config.beta2)
         return model
+
+    def kept(self) -> int:
+        """What the triplets kept at the end hold: known only then where matrices differ in shape."""
+        costs = [_cost(row) for row in self.targets_of(self.context.architecture, self.config)]
+        return sum(cost * int(kept) for cost, kept in zip(costs, self.allocator.mask.sum(1).tolist(), strict=True))
+
+    def optimizer_scalars(self) -> int:
+        """The two running averages of every scalar, which score the triplets."""
+        return 2 * sum(tensor.numel() for triplet in self._triplets for tensor in triplet)
 
     def peft_config(self) -> Any:
         from peft import AdaLoraConfig

@@ -80,9 +80,10 @@ class BitFit(Method):
     ### What to watch
 
     The budget cannot be chosen: it is the number of biases, and that is a ceiling. The learning
-    rate is far above that of full fine-tuning. In encoders without rotary positions the key biases
-    are dead: they add the same amount to all attention scores of a query, and the softmax cancels
-    it. They count, and never move.
+    rate is far above that of full fine-tuning. Where positions are added to the input, as in BERT
+    and GPT-2, the key biases are dead: they add the same amount to all attention scores of a query,
+    and the softmax cancels it. They count, and never move. With rotary or relative positions they
+    are alive.
 
     ### When it fails
 
@@ -117,6 +118,7 @@ class BitFit(Method):
         "several biases alike. Clipping uses the norm of what is trained."
     )
     Config: ClassVar[type[MethodConfig]] = BitFitConfig
+    views: ClassVar[tuple[str, ...]] = ()
     export_formats: ClassVar[tuple[str, ...]] = ("delta", "merged")
 
     # --- declaration -------------------------------------------------------------------------
@@ -154,8 +156,9 @@ class BitFit(Method):
         rows = cls.trainables(architecture, config)
         if not rows:
             return ["This model has no such biases: BitFit trains nothing here but the task head."]
-        dead = sum(row.size for row in rows if row.role == "k")
-        if not dead or architecture.rotary:
+        # GPT-2 keeps the biases of queries, keys and values in one vector, a third of which is the keys'.
+        dead = sum(row.size if row.role == "k" else row.size // 3 for row in rows if row.role in ("k", "qkv"))
+        if not dead or architecture.key_bias_alive:
             return []
         return [f"{dead:,} of these biases are key biases, which the softmax cancels: they count and never move."]
 

@@ -260,6 +260,14 @@ class Method:
         """The entries it trains, or None when it trains whole tensors."""
         return None
 
+    def unmoved(self) -> int:
+        """Selected entries that have received no gradient so far; 0 where nothing is selected one by one."""
+        return 0
+
+    def kept(self) -> int | None:
+        """Scalars that the finished method keeps, where that is known only at the end; else None."""
+        return None
+
     def ranks(self) -> Ranks | None:
         """Ranks per matrix, for methods that allocate them."""
         return None

@@ -12,6 +12,7 @@ from engine.errors import DataError
 from engine.methods._selective import SelectiveConfig, StaticMask
 from engine.methods.contract import TUNED_BY, Batches, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
+from engine.models.architecture import Architecture
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +97,17 @@ class FishMask(StaticMask):
     )
     Config: ClassVar[type[MethodConfig]] = FishConfig
     scores_first = True
+
+    @classmethod
+    def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
+        found = super().warnings(architecture, config, steps)
+        zeros = sum(row.eligible for row in cls.trainables(architecture, config) if row.part == "B")
+        if zeros:
+            found.append(
+                f"While LoRA's B is zero, A has no gradient: of the mask, up to {zeros:,} entries lie in B and the "
+                "rest means nothing."
+            )
+        return found
 
     def score_pass(self, model: nn.Module, batches: Batches, progress: Callable[[int, int], None]) -> None:
         """Accumulate the diagonal Fisher information and select the k largest entries.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from engine.methods._selective import Selective, SelectiveConfig
 from engine.methods.contract import TUNED_BY, Context, LearningRate, Method, MethodConfig, Paper
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
     from engine.sparse.candidates import TopCandidates
     from engine.sparse.gradient import StreamedGradient
+
+
+SMALLEST_POWER = 32
+"""``eps ** exp`` may be as small as ten to minus this."""
 
 
 class Id3Config(SelectiveConfig):
@@ -62,6 +67,15 @@ class Id3Config(SelectiveConfig):
         ),
         json_schema_extra={"source": "authors' code", "level": "advanced"},
     )
+
+    @model_validator(mode="after")
+    def _stays_in_range(self) -> Id3Config:
+        """Below about 1e-38 the denominator would be 0 in single precision, and every score infinite."""
+        if self.exp * -math.log10(self.eps) > SMALLEST_POWER:
+            raise ValueError(
+                f"`eps` {self.eps:g} to the power {self.exp:g} is too small to divide by; raise `eps` or lower `exp`"
+            )
+        return self
 
 
 @register

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @register
 class LinearProbe(Method):
-    r"""Trains a linear classifier on the features of the frozen model.
+    r"""Trains the task head alone, on the features of the frozen model.
 
     ### Why it exists
 
@@ -30,11 +30,12 @@ class LinearProbe(Method):
 
     ### When it fails
 
-    When the feature it reads was never meant for the task. Here the head reads the first token's
-    state through the pooler, as exported classifiers do; an embedding model such as MiniLM was
-    trained on the mean over all tokens instead, and has no trained pooler. Read through the pooler
-    its features give 65 to 67 % on film reviews, where their mean gives 75 to 77 %. So take it here
-    as a lower mark, not as the best that fixed features can do.
+    When the feature it reads was never meant for the task. Here the head reads what exported
+    classifiers read: in a BERT the first token's state through the pooler, in a decoder the last
+    token's. An embedding model such as MiniLM was trained on the mean over all tokens instead, and
+    its pooler was not. Read through it its features give 69 % on film reviews, where their mean
+    gives 75 to 77 %. So take it here as a lower mark, not as the best that fixed features can do.
+    Some families have a head of two layers; then the classifier is not linear in their features.
     """
 
     name = "linear_probe"
@@ -49,7 +50,7 @@ class LinearProbe(Method):
     )
     formula = r"\hat{y} = \mathrm{softmax}\!\left(W\, f_{\theta_0}(x) + b\right)"
     symbols: ClassVar[dict[str, str]] = {
-        r"f_{\theta_0}(x)": "features of the frozen model: the first token's state, through the pooler if it has one",
+        r"f_{\theta_0}(x)": "features of the frozen model: the state of the first token, in a decoder of the last",
         r"W, b": "the task head, the only thing that is trained",
         r"\hat{y}": "probability of each class",
     }

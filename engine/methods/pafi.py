@@ -39,7 +39,8 @@ class PaFi(StaticMask):
     Large weights are thought to carry what a model learned in pretraining; small ones have little
     to lose. PaFi freezes the former and trains the k smallest. Choosing them takes one look at the
     weights: no data, no gradients, and the same mask serves every task. That suits federated
-    settings, where many clients train the same entries and only values travel.
+    settings, where many clients train the same entries and only values travel. (Only positions and
+    token types that a task's inputs can never reach are left out.)
 
     ### What to watch
 
@@ -50,11 +51,12 @@ class PaFi(StaticMask):
 
     ### When it fails
 
-    Small is not the same as useful for the task: at equal budgets FISH Mask and ID3, which look at
-    gradients, usually get more out of each weight. On top of LoRA the rule is empty, because one of
-    LoRA's matrices starts at exactly zero: every selected entry lies there, and which ones they are
-    is decided by the tie rule alone. With a larger k the mask only grows; it never trades a bad
-    entry for a better one.
+    Small is not the same as useful for the task, and a part of the mask never receives a gradient.
+    It needs a high learning rate, and at its best one it may keep up with masks that look at
+    gradients: measure before you believe either. On top of LoRA the rule is empty, because one of
+    LoRA's matrices starts at exactly zero: the selected entries lie there as long as they fit, and
+    which ones they are is decided by the tie rule alone. With a larger k the mask only grows; it
+    never trades a bad entry for a better one.
     """
 
     name = "pafi"
@@ -77,8 +79,9 @@ class PaFi(StaticMask):
     notes = (
         "The authors' code was never released. As in the ID3 authors' re-implementation, one ranking runs over all "
         "tensors, here without the task head, which is dense and outside the budget, and without embedding rows that "
-        "no example can reach. The lecture speaks of the smallest K per cent; k here is a count. Equal magnitudes go "
-        "to the lowest tensor and index. Clipping uses the norm of the selected gradients."
+        "no example can reach, and positions and token types that its inputs never have. The lecture speaks of the "
+        "smallest K per cent; k here is a count. Equal magnitudes go to the lowest tensor and index, on top of "
+        "another method to random ones. Clipping uses the norm of the selected gradients."
     )
     Config: ClassVar[type[MethodConfig]] = PaFiConfig
 

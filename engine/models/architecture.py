@@ -14,6 +14,7 @@ from typing import Literal
 Role = Literal[
     "token",  # token embeddings
     "position",
+    "distance",  # relative positions: a table of distances, all of them reachable
     "type",  # token types (segments)
     "norm_in",  # norm after the embeddings
     "q",

@@ -71,7 +71,8 @@ def _is_used(source: ModelSource, module: str) -> bool:
         return bool(config.get("position_biased_input", True))
     if role == "type":
         return int(config.get("type_vocab_size", 2)) > 0
-    return role != "other" or _in_checkpoint(source, module, "weight") is not None
+    optional = role in ("other", "distance") or (role == "norm_out" and "deberta" in str(config["model_type"]))
+    return not optional or _in_checkpoint(source, module, "weight") is not None
 
 
 def _absent_tensors(source: ModelSource, module: str) -> Iterator[tuple[str, tuple[int, ...]]]:

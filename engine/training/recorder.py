@@ -104,6 +104,7 @@ class Recorder:
             return
         count = len(selection.index)
         self.sink.scalar("mask/selected", done, count)
+        self.sink.scalar("mask/unmoved", done, self._selective.unmoved())
         self.sink.frame("mask", done, {"count": mask.counts(selection)})
         if self._known < count <= EXACT_ENTRIES:
             self.sink.frame("selected", done, mask.newly_selected(selection, self._known), keep=True)

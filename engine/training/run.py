@@ -91,7 +91,7 @@ def _carry_out(
         "run": run_id,
         "status": "finished",
         "method": spec.method.name,
-        "params": {"requested": params.requested, "method": params.method, "head": params.head, "total": params.total},
+        "params": counts(built, params),
         "accuracy": {"validation": validation.accuracy, "test": test.accuracy, "ci95": details["ci95"]},
         "seconds": loop.earlier + time.monotonic() - started,
         "training_seconds": loop.seconds,
@@ -113,6 +113,13 @@ def _carry_out(
         with contextlib.suppress(OSError):  # a full disk spoils an estimate, not a result
             estimate.record_speed(work, spec.train.device, int(spec.train.threads), measured, folder.root.parent.parent)
     return summary
+
+
+def counts(built: Built, params: Params) -> dict[str, int | None]:
+    """Parameters of the plan, with what the method really kept where only the run could tell."""
+    kept = built.method.kept()
+    method = params.method if kept is None else kept
+    return {"requested": params.requested, "method": method, "head": params.head, "total": method + params.head}
 
 
 def optimizer_scalars(built: Built) -> int:

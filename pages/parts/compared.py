@@ -83,7 +83,7 @@ def lines(groups: Sequence[Group]) -> pd.DataFrame:
 def _line(group: Group) -> dict[str, object]:
     interval = group.candidate.interval
     summaries = [row.summary or {} for row in group.rows]
-    params = group.rows[0].plan["params"]
+    params = summaries[0].get("params") or group.rows[0].plan["params"]
     return {
         "Method": group.label,
         "Seeds": len(group.rows),

@@ -59,7 +59,7 @@ def overview(moment: Moment, subject: Subject) -> None:
         elif "change" in moment.snapshot.frames:
             _change(moment, subject)
         elif moment.snapshot.scalars:
-            st.caption("This method changes no weights inside the model: it has no inside view.")
+            st.caption("This method changes no weight matrix, so there is nothing to see in one.")
         else:
             st.caption("The view inside the model appears with the first recorded frame.")
 
@@ -142,8 +142,8 @@ def _change(moment: Moment, subject: Subject) -> None:
 
 def cost(moment: Moment, subject: Subject) -> None:
     """Parameters, optimizer state, memory, time and energy."""
-    params = subject.plan["params"]
     summary = moment.snapshot.metas.get("summary", {})
+    params = summary.get("params", subject.plan["params"])
     with st.grid(5, min_column_width=140):
         st.metric("Trained by the method", words.count(params["method"]), border=True, height="stretch")
         st.metric("Task head, counted apart", words.count(params["head"]), border=True, height="stretch")

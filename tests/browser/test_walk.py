@@ -1,4 +1,4 @@
-"""The newcomer's path through the pages, for real: real weights, real sentences, from the start page to a comparison."""
+"""The newcomer's path through the pages: real weights, real sentences, from the start page to a comparison."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -10,8 +12,11 @@ from transformers import AutoModelForSequenceClassification, BertConfig, Qwen2Co
 from engine.errors import BudgetError
 from engine.methods.bitfit import BitFit
 from engine.models.architecture import Architecture
+from engine.models.checkpoint import architecture_of as catalogue_map
+from engine.models.source import ModelSource
 from engine.sparse.delta import apply_delta, delta_of
 from tests.methods.driver import Training, batches_of, make, weights
+from tests.models.saved import save_tiny
 from tests.tiny import architecture_of, tiny_batch, tiny_bert, tiny_llama
 
 HALF = BitFit.Config(biases=("query", "intermediate"))
@@ -123,6 +128,17 @@ def test_key_biases_are_dead_unless_positions_are_rotary() -> None:
     assert BitFit.warnings(architecture_of(tiny_bert()), HALF, 10) == []
 
 
+def test_dead_key_biases_are_told_where_they_are_dead(tmp_path: Path) -> None:
+    """Relative positions are matched against keys in DeBERTa; GPT-2 keeps the biases of all three in one vector."""
+
+    def told(name: str) -> list[str]:
+        source = ModelSource(name, name, save_tiny(name, tmp_path / name), "", "", "folder")
+        return BitFit.warnings(catalogue_map(source, 2), BitFit.Config(), 10)
+
+    assert not any("key biases" in text for text in told("deberta-v2"))
+    assert any(f"{2 * 16} of these biases are key biases" in text for text in told("gpt2"))
+
+
 def test_a_model_without_biases_trains_its_head_alone_and_says_so() -> None:
     model = tiny_llama()
     architecture = architecture_of(model)
@@ -153,6 +169,13 @@ def test_a_result_installs_into_a_fresh_model() -> None:
     other.install(run.method.result())
     ours = weights(run.model)
     assert all(torch.equal(p, ours[name]) for name, p in fresh.named_parameters() if "classifier" not in name)
+
+
+def test_a_delta_taken_back_leaves_the_base_bit_for_bit() -> None:
+    model, fresh, base = tiny_bert(), tiny_bert(), weights(tiny_bert())
+    run = Training(make(BitFit, model, steps=4), model).run(batches_of(4))
+    apply_delta(fresh, delta_of(run.method.result(), {}, {"base_sha256": "b" * 64}), "b" * 64).revert()
+    assert all(torch.equal(parameter, base[name]) for name, parameter in fresh.named_parameters())
 
 
 def test_a_delta_holds_all_entries_of_the_biases() -> None:

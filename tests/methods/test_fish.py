@@ -145,5 +145,10 @@ def test_counting_as_the_authors_do() -> None:
     architecture = architecture_of(tiny_bert())
     total = sum(row.size for row in architecture.parameters)
     head = sum(row.size for row in architecture.head)
-    config = FishMask.fit(architecture, FishMask.Config(), int(total * 0.02) - head)
-    assert FishMask.size(architecture, config) + head == int(total * 0.02)
+    config = FishMask.fit(architecture, FishMask.Config(samples=4), int(total * 0.02) - head)
+    model = tiny_bert()
+    method = make(FishMask, model, config.model_dump(mode="json"))
+    run = Training(method, model, score_batches=batches_of(4, size=1)).run(batches_of(2))
+    chosen = method.selection()
+    assert chosen is not None
+    assert len(chosen.index) + sum(p.numel() for p in run.head) == int(total * 0.02)

@@ -41,6 +41,15 @@ def test_it_equals_plain_adamw(decay):
         assert torch.equal(value, weights(model)[name]), name
 
 
+def test_the_first_step_moves_no_entry_further_than_the_rate():
+    """Adam's first update is the sign of the gradient times the learning rate."""
+    model, base = tiny_bert(), weights(tiny_bert())
+    Training(make(FullFineTuning, model), model, lr=1e-3, schedule=False).run(batches_of(1))
+    moved = {name: (value - base[name]).abs() for name, value in weights(model).items()}
+    assert max(float(change.max()) for change in moved.values()) <= 1e-3 * (1 + 1e-3)
+    assert all(change.any() for name, change in moved.items() if "token_type" not in name)
+
+
 def test_its_change_is_the_difference_from_the_base():
     model, base = tiny_bert(), weights(tiny_bert())
     method = make(FullFineTuning, model)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from engine.methods.id3 import ID3
@@ -53,14 +54,25 @@ def first_gradients(model: nn.Module) -> tuple[list[torch.Tensor], list[torch.Te
     return [tensor.grad.flatten() for tensor in tensors], [tensor.detach().flatten() for tensor in tensors]
 
 
-@pytest.mark.parametrize(("p", "exp", "eps"), [(1.0, 1.0, 1e-3), (1.0, 0.0, 1e-3), (2.0, 1.5, 0.1), (1.0, -1.0, 1e-3)])
+@pytest.mark.parametrize(
+    ("p", "exp", "eps"),
+    [(1.0, 1.0, 1e-3), (1.0, 0.0, 1e-3), (2.0, 1.5, 0.1), (1.0, -1.0, 1e-3), (1.0, 10.0, 1e-3), (1.0, 4.0, 1e-8)],
+)
 def test_one_planned_step_selects_the_highest_scores_of_the_first_gradient(p: float, exp: float, eps: float) -> None:
     run = training(200, 1, p=p, exp=exp, eps=eps).run(batches_of(1))
     gradients, weights = first_gradients(tiny_bert())
-    scores = [g.abs() ** p / (w.abs() + eps) ** exp for g, w in zip(gradients, weights, strict=True)]
+    pairs = [(g.double(), w.double()) for g, w in zip(gradients, weights, strict=True)]
+    scores = [g.abs() ** p / (w.abs() + eps) ** exp for g, w in pairs]
     best = torch.cat(scores).topk(200).indices.tolist()
     offsets = torch.tensor([0, *(len(score) for score in scores)]).cumsum(0).tolist()
     assert {offsets[tensor] + index for tensor, index, _ in entries(run)} == set(best)
+
+
+@pytest.mark.parametrize(("exp", "eps"), [(16.0, 1e-3), (8.0, 1e-8)])
+def test_powers_that_leave_single_precision_are_refused(exp: float, eps: float) -> None:
+    """The denominator would be 0, every score infinite, and the first entries would win."""
+    with pytest.raises(ValidationError, match="too small to divide by"):
+        ID3.Config(exp=exp, eps=eps)
 
 
 def test_only_the_ratio_of_the_powers_matters() -> None:

@@ -111,7 +111,7 @@ def test_merged_is_a_plain_model_that_answers_alike(case):
     before = logits(training.model)
     merged = training.method.merged(training.model)
     assert list(weights(merged)) == list(weights(build()))
-    assert torch.allclose(logits(merged), before, atol=1e-5)
+    assert torch.allclose(logits(merged), before, rtol=0, atol=1e-6)
     assert torch.equal(logits(training.model), before)
 
 

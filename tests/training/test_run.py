@@ -18,7 +18,7 @@ from engine.store.runs import Runs
 from engine.training.build import Caches
 from engine.training.loop import Loop
 from engine.training.run import run_job
-from tests.small import spec_data
+from tests.small import spec_data, write_data
 
 COSTS = ("cost/", "step/seconds")
 
@@ -91,8 +91,13 @@ class StopAt:
     "method",
     [
         {"name": "full"},
+        {"name": "linear_probe"},
+        {"name": "bitfit"},
         {"name": "id3", "k": 300},
         {"name": "fish", "k": 300},
+        {"name": "pafi", "k": 300},
+        {"name": "lora"},
+        {"name": "dora"},
         {"name": "adalora"},
         {"name": "id3", "k": 60, "on": {"name": "lora", "rank": 4}},
     ],
@@ -117,6 +122,27 @@ def test_a_stopped_run_resumes_as_if_never_stopped(
     ours, theirs = ((runs.folder(run).result / "trained.safetensors") for run in (straight, stopped))
     for key, tensor in load_file(theirs).items():
         assert torch.equal(load_file(ours)[key], tensor), key
+
+
+def test_pafis_mask_does_not_depend_on_the_data(home: Path, small: Path, tmp_path: Path) -> None:
+    """Two files of other sentences, the same lengths allowed: the same entries, whatever was learned."""
+    masks = []
+    for seed in (0, 7):
+        data = spec_data(small, {"name": "pafi", "k": 400}, lr=0.01)
+        data["dataset"] |= {"source": str(write_data(tmp_path / f"{seed}.tsv", seed=seed))}
+        run_id = submit(home, data)
+        assert run_job(home, run_id, Caches()) == "finished", Runs(home).get(run_id).error
+        with RunReader(Runs(home).folder(run_id).database) as reader:
+            masks.append(reader.selection())
+    assert all((masks[0][key] == masks[1][key]).all() for key in ("tensor", "index"))
+
+
+def test_entries_that_never_get_a_gradient_are_counted(home: Path, small: Path) -> None:
+    run_id = submit(home, spec_data(small, {"name": "pafi", "k": 2000}, lr=0.01))
+    assert run_job(home, run_id, Caches()) == "finished"
+    found = series(home, run_id)["mask/unmoved"]
+    assert found[0][1] == 2000, "before the first step none has one"
+    assert 0 < found[-1][1] < 2000, "words that never occur are among the smallest weights"
 
 
 def test_a_discarded_run_leaves_no_checkpoint(home: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:

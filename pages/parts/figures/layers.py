@@ -8,7 +8,7 @@ from typing import Any
 from pages.parts.figures.grid import Cell, Section
 
 ROLE_NAMES = {
-    "token": "tokens", "position": "positions", "type": "types", "norm_in": "norm",
+    "token": "tokens", "position": "positions", "distance": "distances", "type": "types", "norm_in": "norm",
     "qkv": "query, key, value", "q": "query", "k": "key", "v": "value", "o": "output", "norm_1": "norm 1",
     "gate": "gate", "up": "up", "down": "down", "norm_2": "norm 2",
     "norm_out": "norm", "pooler": "pooler", "head": "head", "other": "other",

@@ -58,18 +58,22 @@ def mask_grid(layout: Sequence[Row], counts: np.ndarray, layers: int, step: int)
 
 def growth_chart(scalars: Scalars, budget: int, steps: int, style: Style, theme: Theme, at: int | None = None) -> Chart:
     """Selected entries against the budget, over steps."""
-    x, y = scalars.get("mask/selected", (np.empty(0), np.empty(0)))
+    nothing = (np.empty(0), np.empty(0))
+    x, y = scalars.get("mask/selected", nothing)
+    u, v = scalars.get("mask/unmoved", nothing)
     latest = f"{y[-1]:,.0f} of {budget:,} selected by step {x[-1]:,.0f}." if len(y) else "Nothing selected yet."
+    dead = f" {v[-1]:,.0f} of them never received a gradient: budget that does nothing." if len(v) and v[-1] else ""
     marks = [] if at is None else [shown_step(at, theme)]
     return Chart(
         name="mask-growth",
         title="Growth of the mask against its budget",
         x="step",
         y="entries selected",
-        alt=latest,
+        alt=latest + dead,
         series=(
             level("budget", budget, colour("guide", theme), (4, 4)),
             Series("selected", x, y, style.colour),
+            Series("of these without any gradient so far", u, v, colour("alert", theme), dash=(2, 3)),
             *marks,
         ),
         x_range=(0, steps),
