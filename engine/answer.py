@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 KEPT = 4
 """Finished runs kept in memory."""
 MAX_CHARACTERS = 20_000
+PROMPT_SECONDS = 120.0
+"""In-context questions may keep others waiting for so long."""
 
 
 @dataclass
@@ -75,7 +77,8 @@ def answer_request(home: Path, kind: str, payload: Mapping[str, Any], caches: Ca
     if kind == "prompt":
         from engine.prompting.measure import by_shots, load_speaker
 
-        return by_shots(load_speaker(payload["model"]), payload["task"], payload["shots"])
+        speaker = load_speaker(payload["model"])
+        return by_shots(speaker, payload["task"], payload["shots"], seconds=PROMPT_SECONDS)
     raise SpecError(f"Questions of kind {kind!r} are not answered.", "Ask to `try`, to `export` or to `prompt`.")
 
 

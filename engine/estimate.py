@@ -19,6 +19,8 @@ CPU_FLOPS_PER_THREAD = 25e9
 GPU_FLOPS = 8e12
 STEP_SECONDS = 0.01
 """What a step costs whatever the size of its arithmetic, before any run was measured."""
+KEPT_LENGTH = 128
+"""On the CPU, attention's shares of up to so many tokens are kept for the backward pass; else computed again."""
 PROCESS_BYTES = 550 * 2**20
 """A process with torch, transformers and peft imported, before any model."""
 
@@ -69,9 +71,11 @@ def memory_bytes(work: Workload, device: str) -> int:
     widest = max((p.shape[0] for p in work.architecture.linears()), default=work.architecture.hidden)
     per_token = work.architecture.layers * (8 * work.architecture.hidden + 2 * widest)
     activations = 4 * per_token * work.longest * work.batch_size
+    shares = 4 * work.architecture.heads * work.longest**2 * work.batch_size
     states = 4 * (total + work.dense_gradients + 2 * work.trainable)
     if device == "cpu":
-        return int(PROCESS_BYTES + 4 * total + states + activations)
+        kept = work.architecture.layers if work.longest <= KEPT_LENGTH else 2
+        return int(PROCESS_BYTES + 4 * total + states + activations + kept * shares)
     return int(states + activations)
 
 

@@ -55,7 +55,8 @@ class Plan:
 
     Attributes:
         spec: the resolved spec, without any ``auto``.
-        spec_hash: equal for runs that differ only by seeds and device.
+        spec_hash: equal for runs that differ only by seeds and device; what a device decides, such as
+            precision, counts.
         params: the counts.
         lr_tuned: how the default learning rate was found; empty when the user gave one.
         memory_bytes, seconds: estimates.
@@ -102,7 +103,9 @@ def make_plan(spec: RunSpec) -> Plan:
     choice = solved_choice(spec.method, setting.architecture, requested)
     config = config_of(choice)
     table = outer_architecture(choice, setting.architecture)
-    train = resolved_train(spec.train, rate.value, setting.source.family, setting.architecture, setting.dataset)
+    train = resolved_train(
+        spec.train, rate.value, setting.source.family, setting.architecture, setting.dataset, drops=_drops(choice)
+    )
     resolved = spec.model_copy(
         update={"method": choice, "train": train, "dataset": _placed(spec.dataset), "model": setting.source.id}
     )
@@ -119,6 +122,11 @@ def make_plan(spec: RunSpec) -> Plan:
         warnings=tuple(_warnings(method, table, config, params, resolved, setting.dataset)),
         sources={"weights": setting.source.sha256, "data": setting.dataset.sha256},
     )
+
+
+def _drops(choice: MethodChoice | None) -> bool:
+    """Whether a method, or one it stands on, has dropout of its own."""
+    return choice is not None and (getattr(config_of(choice), "dropout", 0) > 0 or _drops(choice.on))
 
 
 def _placed(choice: DatasetChoice) -> DatasetChoice:

@@ -11,7 +11,7 @@ from engine.tasks.dataset import Dataset
 
 
 def resolved_train(
-    train: TrainSpec, rate: float, family: Family, architecture: Architecture, dataset: Dataset
+    train: TrainSpec, rate: float, family: Family, architecture: Architecture, dataset: Dataset, *, drops: bool
 ) -> TrainSpec:
     """The recipe without any `auto`; one without any stays as it is.
 
@@ -20,6 +20,7 @@ def resolved_train(
         rate: the method's default learning rate.
         family, architecture: of the model.
         dataset: decides the number of tokens.
+        drops: whether the method itself has dropout.
 
     Raises:
         SpecError: for a device, precision, length or execution that cannot be had.
@@ -31,7 +32,7 @@ def resolved_train(
             "device": device,
             "threads": cpu_threads() if train.threads == "auto" else train.threads,
             "precision": _precision(train.precision, device),
-            "execution": _execution(train, device, family),
+            "execution": _execution(train, device, family, drops),
             "max_length": max_length(train, architecture, dataset),
         }
     )
@@ -45,13 +46,16 @@ def _precision(wanted: str, device: str) -> str:
     return wanted
 
 
-def _execution(train: TrainSpec, device: str, family: Family) -> str:
-    """Ragged wherever it can be: on the CPU, without dropout, and where tokens may stand end to end."""
+def _execution(train: TrainSpec, device: str, family: Family, drops: bool) -> str:
+    """Ragged wherever it can be: on the CPU, without dropout, and where tokens may stand end to end.
+
+    Dropout draws one number per entry: over tensors of another shape these would be others.
+    """
     hindrance = (
         "it is for the CPU"
         if device != "cpu"
-        else "it has no dropout"
-        if train.dropout
+        else "it cannot draw dropout as padded batches do"
+        if train.dropout or drops
         else "this type of model cannot do it"
         if family.head_reads is None
         else ""

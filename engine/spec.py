@@ -92,8 +92,8 @@ class TrainSpec(_Part):
     execution: Literal["auto", "padded", "ragged"] = Field(
         "auto",
         title="Step execution",
-        description="padded: batches as tables. ragged: without work for padding, on the CPU. Same batches, and the "
-        "same numbers but for rounding; auto takes the faster one.",
+        description="padded: batches as tables. ragged: without work for padding, on the CPU and without dropout. "
+        "Same batches, and the same numbers but for rounding; auto takes ragged where it can.",
     )
     max_length: int | Literal["auto"] = Field(
         "auto", title="Tokens per example", description="auto: 64 for sentences, 256 for reviews."
@@ -150,7 +150,10 @@ class RunSpec(_Part):
         return yaml.safe_dump(self.canonical(), sort_keys=False, allow_unicode=True)
 
     def hash(self) -> str:
-        """Hash of a resolved spec without seeds and device: equal for runs that differ only by seed."""
+        """Hash of a resolved spec without seeds and device: equal for runs that differ only by seed.
+
+        What the device decided (threads, precision, execution) is part of it.
+        """
         data = self.canonical()
         for key in ("seed", "seeds", "device"):
             data["train"].pop(key, None)

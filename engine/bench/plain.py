@@ -6,8 +6,9 @@ longest, before the clock starts::
 
     python engine/bench/plain.py JOB.json
 
-``loop`` in the job is ``bare`` (batches lie on the device, losses are read at the end) or ``logged``
-(batches come from a DataLoader, and every loss is read as it is made).
+The optimizer is torch's AdamW by its defaults, or fused with ``"fused": true``. ``loop`` in the job
+is ``bare`` (batches lie on the device, losses are read at the end) or ``logged`` (batches come from a
+DataLoader, and every loss is read as it is made).
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ def main(path: str) -> None:
     on_device = reference.make_collate(tokenizer, job, device)
     scored = [examples[i] for i in np.load(job["order"])]
     trainer = reference.make_trainer(model, job, scored, on_device)
+    if job["fused"]:
+        trainer.optimizer.param_groups[0]["fused"] = True
+        trainer.optimizer.param_groups[0]["foreach"] = False
     trainer.model.train()
     chosen = [[examples[i] for i in indices] for indices in np.load(job["batches"])]
     if job["loop"] == "bare":
@@ -48,6 +52,8 @@ def main(path: str) -> None:
     else:
         batches = [reference.make_collate(tokenizer, job, torch.device("cpu"))(part) for part in chosen]
     losses: list[Any] = []
+    with torch.no_grad():  # neither side pays for its first forward pass
+        trainer.model(**{key: value.to(device) for key, value in batches[0].items()})
     synchronize(device)
     started = time.perf_counter()
     for step, batch in enumerate(batches if job["loop"] == "bare" else loaded(batches, device)):

@@ -1,4 +1,7 @@
-"""Speed of training steps: ours, with everything recorded, against a plain eager loop; in pairs, one after the other.
+"""Speed of training steps: ours, with all that is recorded, against a plain eager loop; in pairs, one after the other.
+
+Both clocks run from the first step to the last, ours with its frames, losses and commits to disk. Evaluations and
+checkpoints, which the plain loop does not make, are left out.
 
 python -m engine bench steps --models nano-bert,minilm-l6 --methods full,lora --batch-size 16 --pairs 5
 """
@@ -22,7 +25,8 @@ from engine.bench import pool
 from engine.bench.calibration import calibrate
 from engine.bench.jobs import UNBUDGETED, Case, plan_of, recipe_of, write_case, write_shared
 from engine.devices import cpu_threads
-from engine.errors import RunFailed
+from engine.errors import RunFailed, SpecError
+from engine.models.catalogue import resolve_model
 from engine.settings import PROJECT, THREADS
 from engine.store.run_reader import RunReader
 
@@ -39,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"{'model':12}{'method':14}{'ours':>10}{'plain':>10}{'ratio, median of pairs':>28}{'losses apart':>14}")
     for model in given.models:
         for method in given.methods:
-            row = _row(given, model, method, folder / f"{model}-{method}")
+            row = _row(given, model, method, folder / f"{Path(model).name}-{method}")
             table.append(row)
             print(
                 f"{model:12}{method:14}{row['ours']:>8.2f}/s{row['plain']:>8.2f}/s"
@@ -59,6 +63,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--budget", type=int, default=0, help="parameters; 0 for the methods' own settings")
+    parser.add_argument("--fused", action="store_true", help="give the plain side the fused AdamW that ours has")
     parser.add_argument("--loop", default="bare", choices=["bare", "logged"], help="of the plain side")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
@@ -71,10 +76,12 @@ def _row(given: argparse.Namespace, model: str, method: str, folder: Path) -> di
     """All pairs of one model and method."""
     base = recipe_of(given, cpu_threads()).model_copy(update={"model": model})
     budget = given.budget if given.budget and method not in UNBUDGETED else None
+    if resolve_model(model).family.kind == "decoder":
+        raise SpecError(f"The plain program trains encoders; {model} is a decoder.", "Choose nano-bert or minilm-l6.")
     case = Case(method, 0, plan_of(base, method, 0, budget), folder)
     write_case(case, folder / "shared", write_shared(folder / "shared", case.plan, [0]))
     job = json.loads(case.reference.read_text(encoding="utf-8"))
-    case.reference.write_text(json.dumps(job | {"loop": given.loop}), encoding="utf-8")
+    case.reference.write_text(json.dumps(job | {"loop": given.loop, "fused": given.fused}), encoding="utf-8")
     ours: list[dict[str, Any]] = []
     plain: list[dict[str, Any]] = []
     for pair in range(given.pairs):

@@ -49,7 +49,7 @@ def prompt(arguments: argparse.Namespace) -> int:
         }
         for row in found["rows"]
     ]
-    return emit(arguments, found, f"{table(rows)}\nalways the same answer: {100 * found['chance']:.1f} %")
+    return emit(arguments, found, f"{table(rows)}\n{found['naive_way']}: {100 * found['naive']:.1f} %")
 
 
 def _numbers(text: str) -> list[int]:

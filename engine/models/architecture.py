@@ -83,7 +83,7 @@ class Architecture:
     Attributes:
         model_type: the family's name in its configuration, for example ``"bert"``.
         kind: encoder or decoder.
-        layers, hidden: number of blocks and width.
+        layers, hidden, heads: number of blocks, width, and attention heads of a block.
         parameters: the rows.
         rotary: whether positions are rotary.
         relative_queries: whether relative positions are matched against keys (DeBERTa's p2c).
@@ -95,6 +95,7 @@ class Architecture:
     kind: Literal["encoder", "decoder"]
     layers: int
     hidden: int
+    heads: int
     parameters: tuple[Parameter, ...]
     rotary: bool = False
     relative_queries: bool = False
@@ -117,13 +118,12 @@ class Architecture:
         return tuple(p for p in self.parameters if p.role == "head")
 
     @property
-    def common_budget(self) -> int:
-        """A budget at which methods can meet: all biases, which is as far as BitFit goes.
-
-        A thousandth of a model that has none.
-        """
+    def common_budget(self) -> tuple[int, str]:
+        """A budget at which methods can meet, and why: all biases, or a thousandth of a model that has none."""
         biases = sum(p.size for p in self.backbone if p.part == "bias")
-        return biases or sum(p.size for p in self.backbone) // 1000
+        if biases:
+            return biases, "all its biases, which is as far as BitFit goes"
+        return sum(p.size for p in self.backbone) // 1000, "a thousandth of its weights"
 
     def linears(self, roles: Iterable[str] = LINEAR_ROLES) -> tuple[Parameter, ...]:
         """Weight matrices of the blocks with one of the roles, in model order."""

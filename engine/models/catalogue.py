@@ -160,6 +160,8 @@ def _minilm() -> ModelSource:
 
 def _from_assets(id: str) -> ModelSource:
     folder, entry = SHIPPED / id, next(entry for entry in models() if entry.id == id)
+    if not entry.available:
+        raise ModelError(f"The model {id} is not here.", entry.reason)
     digest, made = files_sha256(weight_files(folder)), read_json(folder / "made.json")
     if digest != made.get("sha256"):
         raise ModelError(

@@ -34,8 +34,8 @@ class Family:
         pad_token: row of the padding token where a configuration does not say; None for decoders,
             which have none of their own.
         head_reads: what the head reads of the last hidden states: the pooler's view of the first token, the
-            first token itself, or the last one. None where attention is such that tokens of several examples
-            cannot stand end to end (relative positions, sliding windows).
+            first token itself, or the last one. None where tokens of several examples cannot stand end to end
+            (relative positions, sliding windows), or nothing computes the family so.
     """
 
     kind: Literal["encoder", "decoder"]

@@ -9,6 +9,7 @@ from engine.errors import ModelError
 from engine.models.architecture import OFFSET_POSITIONS, Architecture, Parameter, Role
 from engine.models.families import Family, family_of
 
+_HEADS = ("num_attention_heads", "n_heads", "n_head")
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
 
 
@@ -38,6 +39,7 @@ def architecture_from_names(config: Mapping[str, Any], shapes: Shapes) -> Archit
         kind=family.kind,
         layers=layers,
         hidden=_hidden(rows),
+        heads=next((int(config[key]) for key in _HEADS if isinstance(config.get(key), int)), 1),
         parameters=rows,
         rotary=family.rotary,
         relative_queries="p2c" in (config.get("pos_att_type") or ()),

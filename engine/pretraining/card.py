@@ -16,7 +16,7 @@ seed {seed}. `made.json` beside this card holds every setting, package version a
 |---|---|
 | parameters | {parameters:,} |
 | steps | {steps:,}, of {tokens_per_step:,} tokens |
-| tokens read | {tokens_read:,} (with repetition) |
+| tokens read | {tokens:,} (with repetition, padding left out) |
 | optimizer | AdamW (0.9, 0.98), learning rate {lr:g}, warm-up {warmup}, half cosine, weight decay {weight_decay:g} |
 {rows}
 
@@ -68,7 +68,7 @@ def card_of(facts: dict[str, Any]) -> str:
     is_bert = settings["name"] == "nano-bert"
     words = _BERT if is_bert else _LLAMA
     device = hardware["device"]
-    where = f"{hardware['cores']} cores of an {hardware['cpu']}" if device == "cpu" else f"one {device}"
+    where = f"an {hardware['cpu']}, {facts['threads']} thread(s)" if device == "cpu" else f"one {device}"
     shown = {
         **settings,
         **facts,
@@ -78,7 +78,7 @@ def card_of(facts: dict[str, Any]) -> str:
     return _COMMON.format(
         **shown,
         what=words["what"],
-        more=words["more"].format(problems=facts.get("problems", 0)),
+        more=words["more"].format(problems=texts.get("problems", 0)),
         limits=words["limits"],
         hardware=where,
         minutes=round(facts["seconds"] / 60),
@@ -91,7 +91,7 @@ _COUNTS = ("documents", "sentences", "sentences_dropped", "forbidden_hashes")
 
 def _bert_rows(held: dict[str, float]) -> list[str]:
     return [
-        f"| of the teacher's variance not predicted, held-out texts | layer 3: {held['layer 2']:.3f}, "
+        f"| of the teacher's variance not predicted, sequences held out | layer 3: {held['layer 2']:.3f}, "
         f"layer 6: {held['layer 4']:.3f}, mean of layer 6: {held['sentence']:.3f} |",
         f"| masked words, among the words of the batch | {held['words']:.2f} nats |",
     ]

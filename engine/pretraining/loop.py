@@ -19,7 +19,6 @@ from torch import nn
 
 CHECKPOINT_SECONDS = 120.0
 SAY_SECONDS = 10.0
-FILE = "checkpoint.pt"
 
 
 class Objective(Protocol):
@@ -33,6 +32,9 @@ class Objective(Protocol):
 
     def losses(self, chosen: np.ndarray, step: int) -> dict[str, torch.Tensor]:
         """The losses of one batch, 0-d, ``loss`` being what is minimised."""
+
+    def tokens_of(self, chosen: np.ndarray) -> int:
+        """Tokens of one batch, padding left out."""
 
     def held_out(self) -> dict[str, float]:
         """The same losses on texts that are not trained on."""
@@ -62,14 +64,15 @@ class Schedule:
         return self.lr * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
 
 
-def pretrain(objective: Objective, schedule: Schedule, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Train to the end, from the checkpoint in `folder` if there is one.
+def pretrain(objective: Objective, schedule: Schedule, path: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train to the end, from the checkpoint at `path` if there is one.
 
     Returns:
-        ``held_out`` losses at the end, ``seconds`` of training and ``history``, mean losses by step.
+        ``held_out`` losses at the end, ``seconds`` of training, ``tokens`` read, padding left out, and
+        ``history``, mean losses by step.
     """
     optimizer = _optimizer(objective.model, schedule)
-    done, seconds, history = _resume(folder / FILE, objective.model, optimizer)
+    done, seconds, tokens, history = _resume(path, objective.model, optimizer)
     began = saved = said = time.monotonic()
     recent: list[dict[str, torch.Tensor]] = []
     first = done
@@ -84,6 +87,7 @@ def pretrain(objective: Objective, schedule: Schedule, folder: Path, say: Callab
         optimizer.step()
         optimizer.zero_grad()
         recent.append({name: loss.detach() for name, loss in losses.items()})
+        tokens += objective.tokens_of(chosen)
         now, last = time.monotonic(), step + 1 == schedule.steps
         if now - said > SAY_SECONDS or last:
             means = {name: float(torch.stack([part[name] for part in recent]).mean()) for name in recent[0]}
@@ -93,9 +97,10 @@ def pretrain(objective: Objective, schedule: Schedule, folder: Path, say: Callab
             say(f"step {step + 1:,}/{schedule.steps:,}, {shown}, {left / 60:.0f} min left")
             recent, said = [], now
         if now - saved > CHECKPOINT_SECONDS or last:
-            _save(folder / FILE, objective.model, optimizer, step + 1, seconds + now - began, history)
+            _save(path, objective.model, optimizer, step + 1, seconds + now - began, tokens, history)
             saved = now
-    return {"held_out": objective.held_out(), "seconds": seconds + time.monotonic() - began, "history": history}
+    spent = seconds + time.monotonic() - began
+    return {"held_out": objective.held_out(), "seconds": spent, "tokens": tokens, "history": history}
 
 
 def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
@@ -107,24 +112,31 @@ def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
 
 
 def _save(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float, history: list[Any]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
+    tokens: int,
+    history: list[Any],
 ) -> None:
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "step": step,
         "seconds": seconds,
+        "tokens": tokens,
         "history": json.dumps(history),
     }
     torch.save(state, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float, list[Any]]:
-    """Steps done, seconds spent and history; the model and its optimizer as they were."""
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float, int, list[Any]]:
+    """Steps done, seconds spent, tokens read and history; the model and its optimizer as they were."""
     if not path.exists():
-        return 0, 0.0, []
+        return 0, 0.0, 0, []
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["seconds"], json.loads(state["history"])
+    return state["step"], state["seconds"], state["tokens"], json.loads(state["history"])

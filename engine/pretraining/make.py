@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -15,9 +16,9 @@ from safetensors.torch import save_file
 from engine.errors import UnknownName
 from engine.models.checksums import file_sha256
 from engine.pretraining.card import card_of
-from engine.pretraining.loop import FILE, Schedule, pretrain
+from engine.pretraining.loop import Schedule, pretrain
 from engine.pretraining.nano_bert import NanoBert
-from engine.pretraining.nano_llama import PROBLEMS, NanoLlama
+from engine.pretraining.nano_llama import NanoLlama
 from engine.store.provenance import collect
 
 
@@ -62,35 +63,29 @@ def make(name: str, to: Path, work: Path, *, device: str, seed: int, steps: int 
     provenance = collect({}, {}, torch.cuda.get_device_name() if device.startswith("cuda") else "")
     schedule = recipe.schedule if steps is None else Schedule(**(vars(recipe.schedule) | {"steps": steps}))
     settings = {"name": name, "seed": seed, "tokens_per_step": recipe.tokens, **vars(schedule)}
-    _begin(work, settings, say)
+    work.mkdir(parents=True, exist_ok=True)
     objective = recipe.objective(work, device, seed, recipe.tokens, say)
-    trained = pretrain(objective, schedule, work, say)
+    trained = pretrain(objective, schedule, work / f"checkpoint-{_digest(settings, objective)}.pt", say)
     tensors, config = objective.exported()
     facts = {
         "settings": settings,
         "texts": objective.provenance,
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
-        "tokens_read": schedule.steps * recipe.tokens,
-        "problems": PROBLEMS,
         **trained,
+        "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),
         "provenance": provenance,
     }
     _write(to, tensors, config, objective, facts)
+    objective.clean_up()
     say(f"written to {to}")
     return facts
 
 
-def _begin(work: Path, settings: dict[str, Any], say: Say) -> None:
-    """Keep the checkpoint of an earlier call only where it had the same settings."""
-    work.mkdir(parents=True, exist_ok=True)
-    noted = work / "settings.json"
-    text = json.dumps(settings, sort_keys=True)
-    if noted.exists() and noted.read_text(encoding="utf-8") == text:
-        say(f"going on in {work}")
-        return
-    (work / FILE).unlink(missing_ok=True)
-    noted.write_text(text, encoding="utf-8")
+def _digest(settings: dict[str, Any], objective: Any) -> str:
+    """Names the checkpoint: another recipe, model or text never goes on from it, nor overwrites it."""
+    made_of = [settings, objective.config, objective.provenance]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _write(to: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], objective: Any, facts: Any) -> None:

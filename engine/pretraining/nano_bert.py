@@ -23,7 +23,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 from engine.models.catalogue import MINILM, resolve_model
 from engine.models.tokenizer import tokenizer_of
 from engine.pretraining.sequences import batches, encode_documents
-from engine.pretraining.teacher import States, states_of, teacher
+from engine.pretraining.teacher import States, remove_states, states_of, teacher
 from engine.pretraining.texts import training_reviews
 
 CONFIG: dict[str, Any] = {
@@ -41,7 +41,7 @@ STUDENT_LAYERS = (2, 4)
 MASKED = 0.15
 WORD_WEIGHT = 0.1
 HELD_OUT = 200
-"""One of so many sequences is never trained on and measures the losses."""
+"""One of so many sequences is never trained on and measures the losses; others of its review may be."""
 
 
 class Student(nn.Module):
@@ -84,6 +84,8 @@ class Student(nn.Module):
 
     def _word_loss(self, states: torch.Tensor, truth: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """Cross entropy over the words of the batch: the whole vocabulary would cost more than the model."""
+        if not len(truth):  # a small batch in which no word was masked
+            return states.sum() * 0
         words = seen.unique()
         head = self.words.predictions
         scores = functional.linear(head.transform(states), head.decoder.weight[words], head.decoder.bias[words])
@@ -110,6 +112,7 @@ class NanoBert:
     """
 
     name = "nano-bert"
+    config: ClassVar[dict[str, Any]] = CONFIG
     tokenizer_config: ClassVar[dict[str, Any]] = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": True,
@@ -123,12 +126,12 @@ class NanoBert:
 
     def __init__(self, folder: Path, device: str, seed: int, tokens: int, say: Any, documents: Any = None) -> None:
         reviews = training_reviews() if documents is None else None
-        self.provenance = reviews.provenance if reviews else {}
+        self.provenance: dict[str, Any] = reviews.provenance if reviews else {}
         self.tokenizer = tokenizer_of(resolve_model(MINILM))
         self.encoded = encode_documents(documents or (reviews.documents if reviews else ()), self.tokenizer, seed)
-        self.device, self.seed, self.tokens = device, seed, tokens
-        self.targets = states_of(self.encoded, folder, device, lambda done, total: say(f"teacher {done:,}/{total:,}"))
-        self.shift, self.scale = _spread(self.targets)
+        self.folder, self.device, self.seed, self.tokens = folder, device, seed, tokens
+        self.targets = states_of(self.encoded, folder, device, say)
+        self.shift, self.scale = (part.to(device) for part in _spread(self.targets))
         torch.manual_seed(seed)
         self.model = Student(BertConfig(**CONFIG), self.targets.values.shape[2]).to(device)
         _start_from_teacher(self.model)
@@ -140,6 +143,10 @@ class NanoBert:
         """Sequences of each step, from step `after` on."""
         order = batches(self.encoded.lengths[self.train], self.tokens, self.seed)
         yield from (self.train[part] for part in islice(order, after, None))
+
+    def tokens_of(self, chosen: np.ndarray) -> int:
+        """Tokens of one batch, padding left out."""
+        return int(self.encoded.lengths[chosen].sum())
 
     def losses(self, chosen: np.ndarray, step: int) -> dict[str, torch.Tensor]:
         """All losses of one batch, ``loss`` being what is minimised."""
@@ -180,6 +187,10 @@ class NanoBert:
         self.model.train()
         return {name: total / done for name, total in totals.items()}
 
+    def clean_up(self) -> None:
+        """Remove the teacher's states: gigabytes that only more training would need."""
+        remove_states(self.folder)
+
     def exported(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The tensors and the configuration of the finished model, with its head for masked words."""
         tensors = {f"bert.{name}": tensor for name, tensor in self.model.bert.state_dict().items()}
@@ -204,4 +215,4 @@ def _start_from_teacher(student: Student) -> None:
     basis = axes[: own.word_embeddings.embedding_dim].T
     for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
         weight = getattr(own, name).weight
-        weight.copy_(getattr(other, name).weight @ basis.to(weight.device))
+        weight.copy_(getattr(other, name).weight @ basis)

@@ -39,7 +39,7 @@ ROW = 512
 PROBLEMS = 40_000
 """Documents of solved problems beside the reviews of one epoch."""
 LINES = (4, 24)
-"""Solved problems in such a document, from and to."""
+"""Solved problems in such a document: from so many to one less than so many."""
 
 
 def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
@@ -93,6 +93,7 @@ class NanoLlama:
     """
 
     name = "nano-llama"
+    config: ClassVar[dict[str, Any]] = CONFIG
     tokenizer_config: ClassVar[dict[str, Any]] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": CONFIG["max_position_embeddings"],
@@ -111,7 +112,7 @@ class NanoLlama:
         documents: Sequence[Sequence[str]] | None = None,
     ) -> None:
         reviews = training_reviews() if documents is None else None
-        self.provenance = reviews.provenance if reviews else {}
+        self.provenance: dict[str, Any] = {**reviews.provenance, "problems": PROBLEMS} if reviews else {}
         read = documents or (reviews.documents if reviews else ())
         texts = [" ".join(document) for document in read]
         self.device, self.seed, self.rows = device, seed, max(1, tokens // ROW)
@@ -153,6 +154,10 @@ class NanoLlama:
                 yield rows[start : start + self.rows]
             epoch += 1
 
+    def tokens_of(self, chosen: np.ndarray) -> int:
+        """Tokens of one batch; rows have no padding."""
+        return int(chosen.size)
+
     def losses(self, chosen: np.ndarray, step: int) -> dict[str, torch.Tensor]:
         """``loss``, nats per token."""
         ids = torch.from_numpy(chosen.astype(np.int64)).to(self.device)
@@ -170,6 +175,9 @@ class NanoLlama:
         counts = np.bincount(np.concatenate(self.reviews), minlength=CONFIG["vocab_size"]) + 1
         surprise = -np.log(counts / counts.sum())
         return {"reviews": float(np.mean(parts)), "unigram": float(surprise[rows[:, 1:]].mean())}
+
+    def clean_up(self) -> None:
+        """Nothing is kept but the checkpoint."""
 
     def exported(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The tensors and the configuration of the finished model; the output layer is the embedding."""

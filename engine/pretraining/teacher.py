@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from engine.tasks.encoding import Encoded
 
 LAYERS = (3, 6)
 """The teacher's layers that are learned from; 6 is its last."""
+SAY_SECONDS = 10.0
 TOKENS = 2048
 """Padded tokens per batch: what a processor's cache holds."""
 
@@ -49,29 +52,33 @@ class States:
         return np.concatenate([self.values[self.starts[i] : self.starts[i] + self.lengths[i]] for i in chosen])
 
 
-def states_of(encoded: Encoded, folder: Path, device: str, progress: Callable[[int, int], None]) -> States:
+def states_of(encoded: Encoded, folder: Path, device: str, say: Callable[[str], None]) -> States:
     """The teacher's hidden states at every token, from the file when it was finished.
 
     Args:
         encoded: the texts.
         folder: where the file is kept.
         device: where the teacher runs.
-        progress: takes (sequences done, all sequences).
+        say: takes a line about progress.
     """
     model = teacher().to(device)
+    shape = (len(encoded.input_ids), len(LAYERS), int(model.config.hidden_size))
     texts = hashlib.sha256(encoded.input_ids.tobytes()).hexdigest()[:12]
     values, starts = folder / f"teacher-{texts}.f16", folder / f"teacher-{texts}.npy"
     if not starts.exists():
-        np.save(starts, _compute(model, encoded, values, device, progress))
-    shape = (len(encoded.input_ids), len(LAYERS), int(model.config.hidden_size))
+        say(
+            f"the teacher's states will take {2 * math.prod(shape) / 1e9:.1f} GB below {folder} until the model is made"
+        )
+        np.save(starts, _compute(model, encoded, values, device, say))
     return States(np.memmap(values, np.float16, "r", shape=shape), np.load(starts), encoded.lengths)
 
 
 @torch.inference_mode()
-def _compute(model: Any, encoded: Encoded, path: Path, device: str, progress: Callable[[int, int], None]) -> np.ndarray:
+def _compute(model: Any, encoded: Encoded, path: Path, device: str, say: Callable[[str], None]) -> np.ndarray:
     """Write all states, batch after batch, since scattered writes take as long as the teacher; returns the starts."""
     starts = np.zeros(len(encoded), dtype=np.int64)
     written = done = 0
+    said = time.monotonic()
     order = batches(encoded.lengths, TOKENS, seed=0)
     with path.open("wb") as file:
         while done < len(encoded):
@@ -85,5 +92,13 @@ def _compute(model: Any, encoded: Encoded, path: Path, device: str, progress: Ca
             starts[chosen] = written + np.cumsum(lengths) - lengths
             written += int(lengths.sum())
             done += len(chosen)
-            progress(done, len(encoded))
+            if time.monotonic() - said > SAY_SECONDS or done == len(encoded):
+                said = time.monotonic()
+                say(f"teacher: {done:,} of {len(encoded):,} sequences")
     return starts
+
+
+def remove_states(folder: Path) -> None:
+    """Delete what `states_of` keeps."""
+    for path in [*folder.glob("teacher-*.f16"), *folder.glob("teacher-*.npy")]:
+        path.unlink()

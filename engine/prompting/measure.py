@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +18,7 @@ from engine.models.catalogue import resolve_model
 from engine.models.loading import load_language_model
 from engine.models.source import ModelSource
 from engine.models.tokenizer import tokenizer_of
-from engine.prompting.tasks import Episode, PromptTask, chance, check_shots, task_named
+from engine.prompting.tasks import Episode, PromptTask, check_shots, task_named
 from engine.stats.intervals import wilson
 from engine.store.provenance import collect
 
@@ -56,7 +58,12 @@ def load_speaker(ref: str) -> Speaker:
 
 
 def by_shots(
-    speaker: Speaker, task: str, shots: Sequence[int], questions: int = 200, progress: Progress | None = None
+    speaker: Speaker,
+    task: str,
+    shots: Sequence[int],
+    questions: int = 200,
+    progress: Progress | None = None,
+    seconds: float = math.inf,
 ) -> dict[str, Any]:
     """Ask the same questions with growing numbers of solved ones in front.
 
@@ -66,37 +73,58 @@ def by_shots(
         shots: how many solved ones, each number measured apart.
         questions: how many, where the task leaves it open.
         progress: takes (answers done, all answers).
+        seconds: how long it may take.
 
     Returns:
-        ``model``, ``task``, ``chance``, ``questions``, ``rows`` (one per number of shots: ``shots``,
+        ``model``, ``task``, ``naive`` (share right without looking at the shots) and ``naive_way`` (what
+        that is in words), ``questions``, ``rows`` (one per number of shots: ``shots``,
         ``correct``, ``total``, ``accuracy``, ``ci95`` by Wilson, ``fresh_correct`` and ``fresh_total``
         for the questions kept out of nano-llama's pretraining, ``cut`` for prompts too long to be
         asked, which count as wrong), ``examples`` and ``provenance``.
 
     Raises:
         UnknownName: for an unknown task.
-        SpecError: for numbers out of bounds.
+        SpecError: for numbers out of bounds, or a model that would take too long.
     """
     chosen, counts = task_named(task), check_shots(shots)
     if not 10 <= questions <= 1000:
         raise SpecError(f"{questions} questions were asked for.", "Ask for 10 to 1,000.")
     episodes = chosen.episodes(questions)
+    watched = _within(seconds, progress)
     rows, answers = [], {}
     for place, count in enumerate(counts):
-        answers[count] = _answers(speaker, chosen, episodes, count, progress, place * len(episodes), len(counts))
+        answers[count] = _answers(speaker, chosen, episodes, count, watched, place * len(episodes), len(counts))
         rows.append(_row(count, episodes, answers[count]))
     provenance = collect(
         {"id": speaker.source.id, "sha256": speaker.source.sha256}, {"id": f"in-context {task}", "questions": questions}
     )
+    naive, way = chosen.naive(episodes)
     return {
         "model": speaker.source.title,
         "task": task,
-        "chance": chance(episodes),
+        "naive": naive,
+        "naive_way": way,
         "questions": len(episodes),
         "rows": rows,
         "examples": [_example(episode, place, answers) for place, episode in enumerate(episodes[:SHOWN])],
         "provenance": provenance,
     }
+
+
+def _within(seconds: float, progress: Progress | None) -> Progress:
+    """Progress that ends the measurement when it takes too long."""
+    end = time.monotonic() + seconds
+
+    def watched(done: int, total: int) -> None:
+        if progress:
+            progress(done, total)
+        if done < total and time.monotonic() > end:
+            raise SpecError(
+                f"The model gave {done:,} of {total:,} answers in {seconds:.0f} s.",
+                "Ask fewer questions, from a terminal: python -m engine prompt --questions 20 --task ... --model ...",
+            )
+
+    return watched
 
 
 def _row(shots: int, episodes: Sequence[Episode], answers: Sequence[str | None]) -> dict[str, Any]:
@@ -124,7 +152,7 @@ def _answers(
     task: PromptTask,
     episodes: Sequence[Episode],
     shots: int,
-    progress: Progress | None,
+    progress: Progress,
     before: int,
     times: int,
 ) -> list[str | None]:
@@ -138,8 +166,7 @@ def _answers(
         given = _chosen(speaker, batch, task.choices) if task.choices else _written(speaker, batch)
         for i, answer in zip(own, given, strict=True):
             answers[i] = answer
-        if progress:
-            progress(before + start + len(own), times * len(episodes))
+        progress(before + start + len(own), times * len(episodes))
     return answers
 
 
@@ -155,9 +182,9 @@ def encode_prompt(speaker: Speaker, text: str) -> list[int]:
 def _written(speaker: Speaker, prompts: Sequence[list[int]]) -> list[str]:
     """What the model writes most probably, word by word, up to a line break."""
     ids, mask = _padded(prompts)
-    ends = [
-        token for token in (speaker.source.config.get("eos_token_id"), _line_break(speaker)) if isinstance(token, int)
-    ]
+    given = speaker.source.config.get("eos_token_id")
+    candidates = [*(given if isinstance(given, list) else [given]), _line_break(speaker)]
+    ends = [end for end in candidates if isinstance(end, int)]
     model: Any = speaker.model
     output = model.generate(
         input_ids=ids,
@@ -167,8 +194,14 @@ def _written(speaker: Speaker, prompts: Sequence[list[int]]) -> list[str]:
         eos_token_id=ends or None,
         pad_token_id=0,
     )
-    texts = [speaker.tokenizer.decode(row[ids.shape[1] :].tolist()) for row in output]
-    return [text.lstrip(" ").partition("\n")[0].strip() for text in texts]
+    written = [_until(row[ids.shape[1] :].tolist(), ends) for row in output]
+    return [speaker.tokenizer.decode(tokens).lstrip(" ").partition("\n")[0].strip() for tokens in written]
+
+
+def _until(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """The tokens before the first that ends an answer; what follows it is only filling."""
+    place = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:place]
 
 
 def _line_break(speaker: Speaker) -> int | None:
@@ -186,8 +219,11 @@ def _chosen(speaker: Speaker, prompts: Sequence[list[int]], choices: Sequence[st
 def _log_likelihood(speaker: Speaker, prompts: Sequence[list[int]], choice: str) -> torch.Tensor:
     own = speaker.tokenizer.encode(f" {choice}", add_special_tokens=False).ids
     ids, mask = _padded([[*prompt, *own] for prompt in prompts])
-    logits = speaker.model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
-    logged = functional.log_softmax(logits[:, -len(own) - 1 : -1].float(), -1)
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    # A large vocabulary at every place would not fit into memory.
+    kept = len(own) + 1
+    logits = speaker.model(input_ids=ids, attention_mask=mask, position_ids=places, logits_to_keep=kept).logits
+    logged = functional.log_softmax(logits[:, :-1].float(), -1)
     return logged.gather(2, ids[:, -len(own) :, None])[..., 0].sum(1)
 
 

@@ -45,6 +45,7 @@ class PromptTask:
         id, title, description: for specs and people.
         episodes: draws so many; a task may have a number of its own.
         choices: the possible answers where they are few; else the model writes its answer freely.
+        naive: share right of who never looks at the shots, and in words what that is.
     """
 
     id: str
@@ -52,11 +53,24 @@ class PromptTask:
     description: str
     episodes: Callable[[int], list[Episode]]
     choices: tuple[str, ...] = ()
+    naive: Callable[[Sequence[Episode]], tuple[float, str]] = lambda episodes: _always_the_same(episodes)
 
 
-def chance(episodes: Sequence[Episode]) -> float:
-    """Share of the most frequent answer: right answers of who always says the same."""
-    return max(Counter(episode.question.answer for episode in episodes).values()) / len(episodes)
+def _always_the_same(episodes: Sequence[Episode]) -> tuple[float, str]:
+    """The most frequent answer."""
+    most = max(Counter(episode.question.answer for episode in episodes).values())
+    return most / len(episodes), "always the same answer"
+
+
+def _best_fixed_rule(episodes: Sequence[Episode]) -> tuple[float, str]:
+    """One rule for all questions, the luckiest: far above the most frequent answer."""
+    right: Counter[str] = Counter()
+    for episode in episodes:
+        a, _, b = episode.question.question.split()
+        right.update(
+            name for name, rule in problems.NUMBER_RULES.items() if str(rule(int(a), int(b))) == episode.question.answer
+        )
+    return right.most_common(1)[0][1] / len(episodes), "the best fixed rule"
 
 
 def task_named(name: str) -> PromptTask:
@@ -87,13 +101,13 @@ def _rng(task: str) -> np.random.Generator:
 
 
 def _shots(draw: Draw, question: Problem, rng: np.random.Generator) -> tuple[Problem, ...]:
-    """Solved problems with other answers to tell than the question: never the question itself."""
-    found: list[Problem] = []
+    """Different solved problems, none of them the question itself."""
+    found: dict[str, Problem] = {}
     while len(found) < MOST_SHOTS:
         shot = draw(rng)
         if shot.question != question.question:
-            found.append(shot)
-    return tuple(found)
+            found.setdefault(shot.question, shot)
+    return tuple(found.values())
 
 
 def _sums(count: int) -> list[Episode]:
@@ -128,7 +142,9 @@ def _words() -> tuple[str, ...]:
 def _changed(rule: str) -> Callable[[int], list[Episode]]:
     def episodes(count: int) -> list[Episode]:
         rng = _rng(rule)
-        ask, show = (problems.words(rule, _words(), seen=seen) for seen in (False, True))
+        # Rotations and reversals are anagrams, too: asked are words that no other one can be taken for.
+        ask = problems.words(rule, problems.unmistakable(_words()), seen=False)
+        show = problems.words(rule, _words(), seen=True)
         questions = [ask(rng) for _ in range(count)]
         return [Episode(_shots(show, question, rng), question, fresh=True) for question in questions]
 
@@ -160,6 +176,7 @@ TASKS: dict[str, PromptTask] = {
             "Two numbers joined by a sign whose meaning only the solved lines tell: in one question 3 # 4 = 7, in "
             "the next 3 # 4 = 4. Without shots it can only be guessed.",
             _hidden,
+            naive=_best_fixed_rule,
         ),
         PromptTask("copy", "Copy a word", "casino = casino.", _changed("copy")),
         PromptTask("reversal", "Reversed words", "onisac = casino.", _changed("reversal")),

@@ -62,8 +62,19 @@ def rotated(word: str, places: int) -> str:
 
 
 def shuffled(word: str, rng: np.random.Generator) -> str:
-    """The letters of a word in random order."""
-    return "".join(word[place] for place in rng.permutation(len(word)))
+    """The letters of a word in another order, at random; a word of one letter only stays as it is."""
+    while len(set(word)) > 1:
+        found = "".join(word[place] for place in rng.permutation(len(word)))
+        if found != word:
+            return found
+    return word
+
+
+def unmistakable(vocabulary: Iterable[str]) -> tuple[str, ...]:
+    """Words whose letters make no other word of the vocabulary: only of these an anagram has one right answer."""
+    words = list(vocabulary)
+    often = Counter("".join(sorted(word)) for word in words)
+    return tuple(word for word in words if often["".join(sorted(word))] == 1)
 
 
 def held_out(key: str) -> bool:

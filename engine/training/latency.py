@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable
 from statistics import median
@@ -16,13 +17,16 @@ from engine.tasks.encoding import Encoded
 from engine.training.build import Built
 from engine.training.evaluation import to_device
 
+log = logging.getLogger(__name__)
 SECONDS = 0.5
 """What all rounds together may take, after the first three."""
 ROUNDS = 30
 
 
-def measure(built: Built, encoded: Encoded) -> dict[str, Any]:
+def measure(built: Built, encoded: Encoded) -> dict[str, Any] | None:
     """Medians over interleaved rounds, so that a slow moment of the machine slows all of them.
+
+    None where memory has no room for the copies that this needs: a finished run must not fail for it.
 
     Args:
         built: the finished run.
@@ -32,6 +36,14 @@ def measure(built: Built, encoded: Encoded) -> dict[str, Any]:
         ``tokens`` of the one example, ``rounds``, and milliseconds per answer: ``base``, ``trained``,
         and ``merged`` where merging makes another model of it.
     """
+    try:
+        return _measure(built, encoded)
+    except (MemoryError, RuntimeError) as error:  # torch says either, and its own kind of the latter
+        log.warning("answer times could not be measured: %s", error)
+        return None
+
+
+def _measure(built: Built, encoded: Encoded) -> dict[str, Any]:
     device = built.spec.train.device
     place = int(np.argsort(encoded.lengths, kind="stable")[len(encoded) // 2])
     batch = to_device(encoded.batch(np.array([place])), device)

@@ -7,20 +7,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.estimate import KEPT_LENGTH
+
 
 class Layout:
     """Where the tokens of a batch lie when they stand end to end, and where when padded.
 
     Args:
         lengths: int64 (n,), tokens of each example.
+        read: int64 (n,), place of the token that the head reads, in its example.
         causal: whether a token sees none after it.
 
     Attributes:
         positions: int64 (tokens,), place of each token in its example.
-        first, last: int64 (n,), each example's first and last token.
+        read: int64 (n,), the tokens that the head reads.
     """
 
-    def __init__(self, lengths: np.ndarray, causal: bool) -> None:
+    def __init__(self, lengths: np.ndarray, read: np.ndarray, causal: bool) -> None:
         self._longest, starts = int(lengths.max()), np.cumsum(lengths) - lengths
         columns = np.arange(self._longest)
         self._real = columns < lengths[:, None]
@@ -28,9 +31,10 @@ class Layout:
         self._tokens = starts[:, None] + np.where(self._real, columns, 0)
         self._causal = causal
         self._places: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._biases: dict[tuple[int, bool], torch.Tensor] = {}
+        self._read = read
         self.positions = torch.from_numpy(np.broadcast_to(columns, self._real.shape)[self._real])
-        self.first = torch.from_numpy(starts)
-        self.last = torch.from_numpy(starts + lengths - 1)
+        self.read = torch.from_numpy(starts + read)
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (tokens, heads, d) as (n * heads, longest, d)."""
@@ -47,15 +51,19 @@ class Layout:
 
         Args:
             heads: of the queries.
-            single: whether each example asks with one token only, which sees all of its example.
+            single: whether each example asks with one token only, the one that the head reads.
 
         Returns:
             (n * heads, 1, longest), or (n * heads, longest, longest) where it depends on the query.
         """
-        seen = self._real[:, None, :]
-        if self._causal and not single:
-            seen = seen & np.tri(self._longest, dtype=bool)
-        return torch.from_numpy(np.where(seen, np.float32(0), np.float32(-np.inf))).repeat_interleave(heads, 0)
+        if (heads, single) not in self._biases:
+            seen = self._real[:, None, :]
+            if self._causal:
+                before = np.tri(self._longest, dtype=bool)
+                seen = seen & (before[self._read][:, None] if single else before)
+            bias = torch.from_numpy(np.where(seen, np.float32(0), np.float32(-np.inf)))
+            self._biases[heads, single] = bias.repeat_interleave(heads, 0)
+        return self._biases[heads, single]
 
     def padding(self, heads: int) -> torch.Tensor:
         """Whether a padded place holds no token, bool (n * heads, longest, 1)."""
@@ -96,9 +104,10 @@ class _Attention(torch.autograd.Function):
         heads, single = q.shape[1], len(q) != len(k)
         keys, values = (layout.spread(_repeated(rows, heads)) for rows in (k, v))
         queries = q.reshape(-1, 1, q.shape[2]) if single else layout.spread(q)
-        bias = layout.bias(heads, single=single).to(q.dtype)
-        shares = torch.softmax(torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=scale), -1)
-        ctx.save_for_backward(queries, keys, values, shares)
+        shares = _shares(queries, keys, layout.bias(heads, single=single), scale)
+        # Beyond short texts the shares are the largest thing a step would keep; then they are computed again.
+        kept = shares if keys.shape[1] <= KEPT_LENGTH else None
+        ctx.save_for_backward(queries, keys, values, *([] if kept is None else [kept]))
         ctx.layout, ctx.scale, ctx.single, ctx.heads, ctx.key_heads = layout, scale, single, heads, k.shape[1]
         found = torch.bmm(shares, values)
         return found.view(q.shape) if single else layout.gather(found, heads)
@@ -106,18 +115,30 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *given: torch.Tensor) -> Any:
         (gradient,), layout, heads = given, ctx.layout, ctx.heads
-        queries, keys, values, shares = ctx.saved_tensors
+        queries, keys, values, *kept = ctx.saved_tensors
+        bias = layout.bias(heads, single=ctx.single)
+        shares = kept[0] if kept else _shares(queries, keys, bias, ctx.scale)
         if ctx.single:
             own = gradient.reshape(queries.shape)
         else:
             own = layout.spread(gradient).masked_fill_(layout.padding(heads), 0)
         of_shares = torch.bmm(own, values.transpose(1, 2))
         of_scores = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype).mul_(ctx.scale)
-        of_queries = torch.bmm(of_scores, keys)
-        k = layout.gather(torch.bmm(of_scores.transpose(1, 2), queries), heads)
-        v = layout.gather(torch.bmm(shares.transpose(1, 2), own), heads)
-        q = of_queries.view(gradient.shape) if ctx.single else layout.gather(of_queries, heads)
-        return q, _summed(k, ctx.key_heads), _summed(v, ctx.key_heads), None, None
+        q = k = v = None
+        if ctx.needs_input_grad[0]:
+            of_queries = torch.bmm(of_scores, keys)
+            q = of_queries.view(gradient.shape) if ctx.single else layout.gather(of_queries, heads)
+        if ctx.needs_input_grad[1]:
+            k = _summed(layout.gather(torch.bmm(of_scores.transpose(1, 2), queries), heads), ctx.key_heads)
+        if ctx.needs_input_grad[2]:
+            v = _summed(layout.gather(torch.bmm(shares.transpose(1, 2), own), heads), ctx.key_heads)
+        return q, k, v, None, None
+
+
+def _shares(queries: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor, scale: float) -> torch.Tensor:
+    """How much each query takes of each key, (n * heads, queries, longest)."""
+    scores = torch.baddbmm(bias.to(queries.dtype), queries, keys.transpose(1, 2), alpha=scale)
+    return torch.softmax(scores, -1)
 
 
 def _repeated(rows: torch.Tensor, heads: int) -> torch.Tensor:

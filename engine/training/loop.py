@@ -34,10 +34,19 @@ class Loop:
         splits: encoded training and validation examples.
         sink: takes the events.
         control: asked between steps whether to stop.
+        courtesy: looked at now and then, so that other processes get their share of the machine.
         folder: the run's folder; its checkpoint lives below.
     """
 
-    def __init__(self, built: Built, splits: dict[str, Encoded], sink: Sink, control: Control, folder: Path) -> None:
+    def __init__(
+        self,
+        built: Built,
+        splits: dict[str, Encoded],
+        sink: Sink,
+        control: Control,
+        courtesy: Courtesy,
+        folder: Path,
+    ) -> None:
         self.built = built
         self.train_set = splits["train"]
         self.validation = splits["validation"]
@@ -46,7 +55,7 @@ class Loop:
         self.checkpoints = folder / "checkpoint"
         self.train = built.spec.train
         self.forward = forward_of(built)
-        self.courtesy = Courtesy()
+        self.courtesy = courtesy
         self.optimizer = recipe.dense_optimizer([p for _, p in built.dense], self.train)
         self.guard = recipe.DivergenceGuard(len(built.setting.dataset.labels))
         self.recorder = Recorder(built, sink, self.train.steps)
@@ -77,12 +86,6 @@ class Loop:
         Raises:
             Stopped, Diverged: with the checkpoint kept as each promises.
         """
-        try:
-            self._run()
-        finally:
-            self.courtesy.free()
-
-    def _run(self) -> None:
         done = self._resume()
         self.sink.phase("training", done, self.train.steps)
         self._hook_gradients()
@@ -174,6 +177,7 @@ class Loop:
     def _measure_curve(self, done: int) -> None:
         """Validation loss and accuracy on the fixed sample."""
         logits = predict(self.built.model, self.validation, self.train.device, self.curve)
+        self.courtesy.look()
         loss, accuracy = loss_and_accuracy(logits, self.validation.labels[self.curve])
         self.sink.scalar("validation/loss", done, loss)
         self.sink.scalar("validation/accuracy", done, accuracy)

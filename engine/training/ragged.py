@@ -35,15 +35,26 @@ class RaggedForward:
 
     def __init__(self, model: Any, family: Family) -> None:
         assert family.head_reads is not None, "the plan allows no other"
-        self._model, self._causal = model, family.kind == "decoder"
+        self._model, self._reads_last = model, family.head_reads == "last"
         self._forward = _FORWARDS[family.head_reads]
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits (n, classes) of a padded batch, computed over its real tokens alone."""
         real, types = batch["attention_mask"].bool(), batch.get("token_type_ids")
         lengths: np.ndarray = batch["attention_mask"].sum(1).numpy()
-        layout = Layout(lengths, self._causal)
+        layout = Layout(lengths, self._read(batch), causal=self._reads_last)
         return self._forward(self._model, batch["input_ids"][real], None if types is None else types[real], layout)
+
+    def _read(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
+        """Place of the token that the head reads: the first, or the last one that is not the padding token.
+
+        Judged by its id, as the library does: where a decoder pads with its end token, that one is passed over.
+        """
+        if not self._reads_last:
+            return np.zeros(len(batch["input_ids"]), dtype=np.int64)
+        words = batch["input_ids"] != self._model.config.pad_token_id
+        places: np.ndarray = (words * torch.arange(words.shape[1])).argmax(1).numpy()
+        return places
 
 
 def _encoder(model: Any, ids: torch.Tensor, types: torch.Tensor | None, layout: Layout) -> torch.Tensor:
@@ -60,7 +71,7 @@ def _encoder(model: Any, ids: torch.Tensor, types: torch.Tensor | None, layout: 
     *early, last = backbone.encoder.layer
     for layer in early:
         hidden = _encoder_layer(layer, hidden, hidden, layout)
-    return _encoder_layer(last, hidden, hidden.index_select(0, layout.first), layout)
+    return _encoder_layer(last, hidden, hidden.index_select(0, layout.read), layout)
 
 
 def _encoder_layer(layer: Any, hidden: torch.Tensor, asking: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -76,14 +87,14 @@ def _encoder_layer(layer: Any, hidden: torch.Tensor, asking: torch.Tensor, layou
 
 
 def _decoder(model: Any, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """State of each example's last token after the last layer and norm of a Llama, (n, width)."""
+    """State of the tokens that the head reads after the last layer and norm of a Llama, (n, width)."""
     backbone = model.base_model
     hidden = backbone.embed_tokens(ids)
     turns = tuple(part[0] for part in backbone.rotary_emb(hidden[None], position_ids=layout.positions[None]))
     *early, last = backbone.layers
     for layer in early:
         hidden = _decoder_layer(layer, hidden, None, turns, layout)
-    state: torch.Tensor = backbone.norm(_decoder_layer(last, hidden, layout.last, turns, layout))
+    state: torch.Tensor = backbone.norm(_decoder_layer(last, hidden, layout.read, turns, layout))
     return state
 
 
@@ -98,8 +109,11 @@ def _decoder_layer(
         for linear, states in ((own.q_proj, pick(normed)), (own.k_proj, normed), (own.v_proj, normed))
     )
     cos, sin = turns
-    q, _ = apply_rotary_pos_emb(q, q, pick(cos), pick(sin))
-    _, k = apply_rotary_pos_emb(k, k, cos, sin)
+    if chosen is None:
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+    else:
+        q, _ = apply_rotary_pos_emb(q, q, pick(cos), pick(sin))
+        _, k = apply_rotary_pos_emb(k, k, cos, sin)
     hidden = pick(hidden) + own.o_proj(attend(q, k, v, layout, own.scaling).flatten(1))
     output: torch.Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return output

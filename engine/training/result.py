@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import numpy as np
 from safetensors.numpy import save_file
 from scipy.special import softmax
 
-from engine.events import Sink
 from engine.methods.contract import chain
 from engine.stats.intervals import wilson
 from engine.stats.metrics import Outcomes
@@ -33,12 +33,8 @@ class Measured:
     accuracy: float
 
 
-def measure(built: Built, encoded: Encoded, sink: Sink, done: int, total: int) -> Measured:
-    """Logits of the last weights over a whole split; `done` of `total` counts evaluated examples."""
-
-    def progress(now: int, _: int) -> None:
-        sink.phase("evaluating", done + now, total)
-
+def measure(built: Built, encoded: Encoded, progress: Callable[[int, int], None]) -> Measured:
+    """Logits of the last weights over a whole split; `progress` takes (examples done, all examples)."""
     logits = predict(built.model, encoded, built.spec.train.device, progress=progress)
     loss, accuracy = loss_and_accuracy(logits, encoded.labels)
     return Measured(logits, loss, accuracy)

@@ -24,8 +24,10 @@ from engine.store.paths import RunFolder
 from engine.store.provenance import collect, write_provenance
 from engine.store.run_file import RunWriter
 from engine.store.runs import Runs
+from engine.tasks.encoding import Encoded
 from engine.training import checkpoint, latency, result
 from engine.training.build import Built, Caches, build, encoded_splits
+from engine.training.courtesy import Courtesy
 from engine.training.evaluation import to_device
 from engine.training.loop import Loop
 from engine.training.recipe import prepare_torch
@@ -71,15 +73,13 @@ def _carry_out(
     sink.phase("preparing")
     splits = encoded_splits(spec, built.setting, caches)
     _describe(built, folder, sink)
-    loop = Loop(built, splits, sink, control, folder.root)
-    if built.method.scores_first and not loop.resumes:
-        _score(built, splits, sink, control)
-    began, whole = time.monotonic(), not loop.resumes
-    loop.run()
-    done, total = 0, len(splits["validation"]) + len(splits["test"])
-    sink.phase("evaluating", done, total)
-    validation = result.measure(built, splits["validation"], sink, done, total)
-    test = result.measure(built, splits["test"], sink, len(splits["validation"]), total)
+    with Courtesy() as courtesy:
+        loop = Loop(built, splits, sink, control, courtesy, folder.root)
+        if built.method.scores_first and not loop.resumes:
+            _score(built, splits, sink, control, courtesy)
+        began, whole = time.monotonic(), not loop.resumes
+        loop.run()
+        validation, test = _evaluate(built, splits, sink, courtesy)
     sink.scalar("test/accuracy", spec.train.steps, test.accuracy)
     measured = time.monotonic() - began
     labels = splits["test"].labels
@@ -115,6 +115,23 @@ def _carry_out(
     return summary
 
 
+def _evaluate(
+    built: Built, splits: Mapping[str, Encoded], sink: Sink, courtesy: Courtesy
+) -> tuple[result.Measured, result.Measured]:
+    """The last weights on all of validation, then on test."""
+    total = len(splits["validation"]) + len(splits["test"])
+
+    def measure(name: str, before: int) -> result.Measured:
+        def progress(done: int, _: int) -> None:
+            sink.phase("evaluating", before + done, total)
+            courtesy.look()
+
+        return result.measure(built, splits[name], progress)
+
+    sink.phase("evaluating", 0, total)
+    return measure("validation", 0), measure("test", len(splits["validation"]))
+
+
 def counts(built: Built, params: Params) -> dict[str, int | None]:
     """Parameters of the plan, with what the method really kept where only the run could tell."""
     kept = built.method.kept()
@@ -145,11 +162,12 @@ def _describe(built: Built, folder: RunFolder, sink: Sink) -> None:
     )
 
 
-def _score(built: Built, splits: Mapping[str, Any], sink: Sink, control: Control) -> None:
+def _score(built: Built, splits: Mapping[str, Encoded], sink: Sink, control: Control, courtesy: Courtesy) -> None:
     """The scoring pass of a method, over single training examples drawn by the data seed."""
 
     def progress(done: int, total: int) -> None:
         sink.phase("scoring", done, total)
+        courtesy.look()
         if wish := control.stop_requested():
             raise Stopped(keep=wish == "keep")
 

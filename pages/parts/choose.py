@@ -214,12 +214,12 @@ def summary_of(method: type[Method]) -> str:
 
 
 @st.cache_data(ttl=600, max_entries=32, show_spinner=False)
-def _common_budget(model: str) -> int:
-    """The budget that is offered first; that of MiniLM for a model that is not there yet."""
+def _common_budget(model: str) -> tuple[int, str]:
+    """The budget that is offered first, and why; that of MiniLM for a model that is not there yet."""
     for ref in (model, MINILM):
         with suppress(EngineError):
             return architecture_of(resolve_model(ref), 2).common_budget
-    return 1000
+    return 1000, "a round number"
 
 
 def choose_budget(given: RunSpec | None, key: str, model: str) -> dict[str, Any] | None:
@@ -237,7 +237,7 @@ def choose_budget(given: RunSpec | None, key: str, model: str) -> dict[str, Any]
         help="What the method itself may train. The task head is trained by every method and counted apart.",
     )
     if kind == count:
-        common = _common_budget(model)
+        common, reason = _common_budget(model)
         value = st.number_input(
             "Parameters",
             min_value=0,
@@ -245,7 +245,7 @@ def choose_budget(given: RunSpec | None, key: str, model: str) -> dict[str, Any]
             step=1000,
             key=f"{key}-params" if before else f"{key}-params-{model}",
             persist_state="session",
-            help=f"{common:,} is a fair common budget on this model: all its biases, which is as far as BitFit goes.",
+            help=f"{common:,} is a fair common budget on this model: {reason}.",
         )
         return {"params": value}
     if kind == share:
@@ -266,7 +266,8 @@ def choose_budget(given: RunSpec | None, key: str, model: str) -> dict[str, Any]
 
 def choose_training(given: RunSpec | None, key: str) -> dict[str, Any]:
     """The recipe's fields that differ from the defaults."""
-    before = given.train.model_dump() if given else {}
+    # How steps were executed then is not something that anybody asked for.
+    before = given.train.model_dump() | {"execution": "auto"} if given else {}
     chosen = settings_form(TrainSpec, key=f"{key}-train", only=_SHOWN_FIRST, given=before)
     with st.expander("The rest of the recipe"):
         chosen |= settings_form(TrainSpec, key=f"{key}-train-rest", leave_out=_SHOWN_FIRST, given=before)

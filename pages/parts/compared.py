@@ -101,7 +101,7 @@ def _line(group: Group) -> dict[str, object]:
 
 def _answer_time(summaries: Sequence[dict[str, Any]]) -> float | None:
     """Of the model as it is, in multiples of the base model's; None for runs that did not measure it."""
-    found = [s["latency"]["trained"] / s["latency"]["base"] for s in summaries if "latency" in s]
+    found = [s["latency"]["trained"] / s["latency"]["base"] for s in summaries if s.get("latency")]
     return float(np.median(found)) if found else None
 
 

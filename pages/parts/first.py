@@ -24,7 +24,7 @@ def describe() -> str:
     budget = f" with {words.count(asked.budget.params)} parameters" if asked.budget and asked.budget.params else ""
     return (
         f"{method_title(asked.method.name)}{budget} on {dataset_title(asked.dataset.source)}, "
-        f"{asked.train.steps} steps with {asked.model}: made to take half a minute on two quiet cores."
+        f"{asked.train.steps} steps with {asked.model}{'' if cuda_devices() else ': half a minute on two quiet cores'}."
     )
 
 

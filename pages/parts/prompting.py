@@ -17,7 +17,7 @@ from pages.parts.words import with_interval
 
 RECORDED = settings.ASSETS / "reference" / "in-context.json"
 SHOTS = (0, 1, 2, 4, 8)
-WAIT_SECONDS = 600.0
+WAIT_SECONDS = 300.0
 
 
 @st.cache_data(max_entries=4, show_spinner=False)

@@ -152,7 +152,7 @@ def cost(moment: Moment, subject: Subject) -> None:
             st.metric("Optimizer state, scalars", words.count(scalars), border=True, height="stretch")
             st.metric("Peak memory", words.size(summary["peak_memory_bytes"]), border=True, height="stretch")
             st.metric("Trained result on disk", words.size(summary["bytes_on_disk"]), border=True, height="stretch")
-    if "latency" in summary:
+    if summary.get("latency"):
         _answer_times(summary["latency"])
     if "cost/power_watts" not in moment.snapshot.scalars:
         st.caption("This device reports no power, so no energy is shown.")

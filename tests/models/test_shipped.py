@@ -49,7 +49,7 @@ def test_a_clone_without_its_files_says_so(home: Path, tmp_path: Path, monkeypat
     entry = next(entry for entry in models() if entry.id == "nano-bert")
     assert not entry.available
     assert "assets/models" in entry.reason
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match="check out the project again"):
         resolve_model("nano-bert")
 
 

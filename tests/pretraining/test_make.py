@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,11 +89,18 @@ def test_stopped_and_called_again_it_ends_at_the_same_weights(
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_other_settings_start_anew(made: Made, home: Path, tmp_path: Path) -> None:
+def test_other_settings_start_anew_and_leave_what_was_there(made: Made, home: Path, tmp_path: Path) -> None:
     made("nano-llama", tmp_path / "first", tmp_path / "work", steps=2)
     facts = made("nano-llama", tmp_path / "second", tmp_path / "work", steps=3)
-    assert facts["history"][-1]["step"] == 3
-    assert json.loads((tmp_path / "work" / "settings.json").read_text())["steps"] == 3
+    assert [entry["step"] for entry in facts["history"]] == [3], "no step was taken over"
+    assert len(list((tmp_path / "work").glob("checkpoint-*.pt"))) == 2
+
+
+def test_the_teachers_states_are_removed_once_the_model_is_made(made: Made, home: Path, tmp_path: Path) -> None:
+    facts = made("nano-bert", tmp_path / "to", tmp_path / "work", steps=1)
+    assert not list((tmp_path / "work").glob("teacher-*"))
+    assert 0 < facts["tokens"] <= 1_024
+    assert facts["threads"] == torch.get_num_threads()
 
 
 def test_it_learns(made: Made, home: Path, tmp_path: Path) -> None:

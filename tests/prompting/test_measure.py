@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from engine.errors import ModelError, SpecError
 from engine.models.catalogue import resolve_model
 from engine.pretraining.nano_llama import CONFIG, train_tokenizer
-from engine.prompting.measure import Speaker, _log_likelihood, _written, by_shots, encode_prompt, load_speaker
+from engine.prompting.measure import Speaker, _log_likelihood, _until, _written, by_shots, encode_prompt, load_speaker
 from engine.tasks import problems
 
 
@@ -88,6 +88,16 @@ def test_choices_are_scored_not_written(speaker: Speaker) -> None:
     given = {example["answers"]["0"] for example in found["examples"]}
     assert given & {"positive", "negative"}
     assert given <= {"positive", "negative", None}, "None where a sentence is too long for so small a model"
+
+
+def test_what_follows_an_end_is_no_part_of_an_answer() -> None:
+    assert _until([5, 6, 2, 0, 0], [2, 9]) == [5, 6]
+    assert _until([5, 6], [2]) == [5, 6]
+
+
+def test_a_model_that_takes_too_long_is_given_up_with_advice(speaker: Speaker) -> None:
+    with pytest.raises(SpecError, match="Ask fewer questions"):
+        by_shots(speaker, "sums", [0, 2], seconds=0.0)
 
 
 def test_an_encoder_is_refused_with_what_to_do(home: Path) -> None:

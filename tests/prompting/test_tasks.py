@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.errors import SpecError, UnknownName
-from engine.prompting.tasks import MOST_SHOTS, TASKS, Episode, chance, check_shots, task_named
+from engine.prompting.tasks import MOST_SHOTS, TASKS, Episode, check_shots, task_named
 from engine.tasks import problems
 from engine.tasks.problems import Problem
 from engine.tasks.reviews import load_reviews
@@ -20,7 +20,9 @@ def episodes() -> dict[str, list[Episode]]:
 def test_the_question_is_never_among_its_shots(task: str, episodes: dict[str, list[Episode]]) -> None:
     for episode in episodes[task]:
         assert len(episode.shots) == MOST_SHOTS
-        assert episode.question.question not in [shot.question for shot in episode.shots]
+        questions = [shot.question for shot in episode.shots]
+        assert episode.question.question not in questions
+        assert len(set(questions)) == len(questions)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -40,7 +42,7 @@ def test_all_sums_are_asked_without_their_mirror_image(episodes: dict[str, list[
     for episode in episodes["sums"]:
         mirrored = " + ".join(reversed(episode.question.question.split(" + ")))
         assert mirrored not in [shot.question for shot in episode.shots]
-    assert chance(episodes["sums"]) == 0.1
+    assert TASKS["sums"].naive(episodes["sums"]) == (0.1, "always the same answer")
 
 
 def test_hidden_rules_are_one_per_question_and_differ(episodes: dict[str, list[Episode]]) -> None:
@@ -50,7 +52,14 @@ def test_hidden_rules_are_one_per_question_and_differ(episodes: dict[str, list[E
         assert len(own) == 1
         signs |= own
     assert len(signs) > 3
-    assert chance(episodes["hidden"]) < 0.5
+
+
+def test_a_hidden_rule_is_measured_against_the_best_fixed_one(episodes: dict[str, list[Episode]]) -> None:
+    """Who always names the larger number is right far more often than who always says the same."""
+    share, way = TASKS["hidden"].naive(episodes["hidden"])
+    assert way == "the best fixed rule"
+    same, _ = TASKS["sums"].naive(episodes["hidden"])
+    assert same < share < 0.6
 
 
 def test_asked_words_were_kept_out_of_pretraining(episodes: dict[str, list[Episode]]) -> None:
@@ -64,7 +73,7 @@ def test_sentiment_asks_test_sentences_half_each_with_training_shots(episodes: d
     asked = episodes["sentiment"]
     assert {episode.question.question for episode in asked} <= set(splits["test"].texts)
     assert {shot.question for episode in asked for shot in episode.shots} <= set(splits["train"].texts)
-    assert chance(asked) == 0.5
+    assert TASKS["sentiment"].naive(asked)[0] == 0.5
 
 
 @pytest.mark.parametrize("shots", [[], [-1], [0, MOST_SHOTS + 1]])

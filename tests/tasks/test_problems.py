@@ -44,6 +44,13 @@ def test_a_changed_word_has_the_letters_of_its_answer(rule: str) -> None:
     assert rule == "copy" or any(draw(generator).question != draw(generator).answer for _ in range(5))
 
 
+def test_an_anagram_is_never_the_word_itself_and_has_one_answer() -> None:
+    generator = rng()
+    assert all(problems.shuffled("noon", generator) != "noon" for _ in range(50))
+    assert problems.shuffled("aa", generator) == "aa"
+    assert problems.unmistakable(["plot", "tops", "stop", "film"]) == ("plot", "film")
+
+
 def test_pretraining_never_sees_what_is_held_out() -> None:
     generator = rng()
     for seen in (True, False):

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine.plan import make_plan
 from engine.spec import parse_spec
+from engine.store.runs import Runs
 from engine.training import latency
 from engine.training.build import Caches, build, encoded_splits
+from engine.training.run import run_job
 from tests.small import spec_data
+from tests.training.test_run import submit
 
 
 @pytest.mark.parametrize(("method", "merges"), [("full", False), ("bitfit", False), ("lora", True)])
@@ -24,6 +28,20 @@ def test_what_is_asked_depends_on_the_method(home: Path, small: Path, method: st
     assert min(found[name] for name in ("base", "trained", *(["merged"] if merges else []))) > 0
     assert found["rounds"] >= 3
     assert built.model.training == training
+
+
+def test_a_run_is_not_lost_where_there_is_no_room_for_copies(
+    home: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(model: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("engine.training.latency._question", lambda *given: full(given))
+    run_id = submit(home, spec_data(small, "bitfit"))
+    assert run_job(home, run_id, Caches()) == "finished"
+    summary = Runs(home).get(run_id).summary
+    assert summary is not None
+    assert summary["latency"] is None
 
 
 def test_rounds_take_turns_and_end_in_time() -> None:

@@ -72,14 +72,32 @@ def test_logits_and_gradients_are_those_of_the_padded_batch(model: Any) -> None:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "again"])
 @pytest.mark.parametrize(("causal", "single"), [(False, False), (True, False), (False, True), (True, True)])
-def test_attention_is_differentiated_exactly(causal: bool, single: bool) -> None:
-    layout = Layout(LENGTHS, causal)
+def test_attention_is_differentiated_exactly(
+    causal: bool, single: bool, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(LENGTHS, LENGTHS - 1, causal)
+    monkeypatch.setattr("engine.training.layout.KEPT_LENGTH", 128 if kept else 0)
     generator = torch.Generator().manual_seed(0)
     tokens = int(LENGTHS.sum())
     shapes = [(len(LENGTHS) if single else tokens, 4, 3), (tokens, 2, 3), (tokens, 2, 3)]
     rows = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
     assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, layout, 0.5), rows)
+
+
+def test_a_decoder_that_pads_with_its_end_token_is_read_at_the_same_place(tmp_path: Path) -> None:
+    """Its tokenizer may end a text with that token, which the library passes over as padding."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        save_tiny("llama", tmp_path / "model"), num_labels=3, pad_token_id=2
+    ).eval()
+    batch = batch_of(model)
+    for row, length in enumerate(LENGTHS):
+        if length > 1:
+            batch["input_ids"][row, length - 1] = 2
+    ragged = RaggedForward(model, FAMILIES["llama"])(batch)
+    torch.testing.assert_close(ragged, model(**batch).logits, rtol=0, atol=1e-5)
 
 
 def test_every_method_gives_nearly_the_same_losses_either_way(home: Path, small: Path) -> None:
@@ -101,8 +119,12 @@ def test_the_plan_takes_ragged_where_it_can_be(home: Path, small: Path) -> None:
     assert make_plan(parse_spec(plain)).spec.train.execution == "ragged"
     dropped = spec_data(small, dropout=0.1)
     assert make_plan(parse_spec(dropped)).spec.train.execution == "padded"
-    with pytest.raises(SpecError, match="no dropout"):
+    with pytest.raises(SpecError, match="cannot draw dropout"):
         make_plan(parse_spec(spec_data(small, dropout=0.1, execution="ragged")))
+    adapter = spec_data(small, {"name": "lora", "dropout": 0.1})
+    assert make_plan(parse_spec(adapter)).spec.train.execution == "padded"
+    outer = spec_data(small, {"name": "id3", "k": 50, "on": {"name": "lora", "dropout": 0.1}})
+    assert make_plan(parse_spec(outer)).spec.train.execution == "padded"
 
 
 def test_a_family_with_relative_positions_stays_padded(home: Path, small: Path, tmp_path: Path) -> None:

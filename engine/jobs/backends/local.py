@@ -29,7 +29,9 @@ def environment(home: Path) -> dict[str, str]:
     """Variables that make a new process find this project and this home."""
     paths = [str(settings.PROJECT), os.environ.get("PYTHONPATH", "")]
     found = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PEFTSCOPE_HOME": str(home)}
-    return {**settings.THREADS, **found}
+    # Training adapts how its threads wait to what else needs the machine, where it can.
+    threads = settings.THREADS if sys.platform == "linux" else settings.QUIET_THREADS
+    return {**threads, **found}
 
 
 class LocalBackend:

@@ -11,7 +11,7 @@ from pages.parts.figures.palette import Theme, colour
 
 
 def shots_chart(found: dict[str, Any], title: str, theme: Theme) -> Chart:
-    """Accuracy with its interval for each number of shots, and the line of who always says the same.
+    """Accuracy with its interval for each number of shots, and the line of who never looks at them.
 
     Args:
         found: what `engine.prompting.measure.by_shots` returned.
@@ -29,14 +29,14 @@ def shots_chart(found: dict[str, Any], title: str, theme: Theme) -> Chart:
         x="solved questions in front (shots)",
         y="share right, 95 % interval (higher is better)",
         series=(
-            level("always the same answer", found["chance"], colour("guide", theme), (2, 3)),
+            level(found["naive_way"], found["naive"], colour("guide", theme), (2, 3)),
             Series(found["model"], shots, right, tone),
             Series(
                 "95 % interval", shots, right, tone, "points", marker="circle", low=low, high=high,
                 labels=tuple(f"{row['correct']} of {row['total']}" for row in rows),
             ),
         ),
-        alt=f"{found['model']}: {ends}; always the same answer gives {found['chance']:.0%}.",
+        alt=f"{found['model']}: {ends}; {found['naive_way']} gives {found['naive']:.0%}.",
         y_range=(0.0, 1.0),
         y_format=".0%",
         height=340,
