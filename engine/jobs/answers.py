@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -116,12 +116,13 @@ class Requests:
             (error, todo, time.time(), request_id),
         )
 
-    def fail_lost(self, living: str | None, error: str, todo: str = "", *, queued_too: bool = False) -> None:
-        """Fail the questions of answerers that are gone, and on demand those nobody can take."""
-        gone = "(state = 'active' AND worker IS NOT ?)" + (" OR state = 'queued'" if queued_too else "")
+    def fail_lost(self, living: Collection[str], error: str, todo: str = "", *, queued_too: bool = False) -> None:
+        """Fail the questions of answerers that are not among the living, and on demand those nobody can take."""
+        marks = ", ".join("?" * len(living))
+        gone = f"(state = 'active' AND worker NOT IN ({marks}))" + (" OR state = 'queued'" if queued_too else "")
         self._database.change(
             f"UPDATE request SET state = 'failed', error = ?, todo = ?, done = ? WHERE {gone}",
-            (error, todo, time.time(), living),
+            (error, todo, time.time(), *living),
         )
 
     def close(self) -> None:

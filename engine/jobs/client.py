@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ from engine.store.paths import Layout
 from engine.store.run_row import RunRow, StopHow
 from engine.store.runs import Runs
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
+_starting = threading.Lock()
 
 
 def engine_state(home: Path) -> EngineState | None:
@@ -55,18 +57,24 @@ def ensure_running(home: Path, options: Options | None = None, wait: float = STA
         EngineError: when it does not begin in time, with what it said.
     """
     home = home.absolute()
-    state = engine_state(home)
-    if state is not None:
-        return state
-    started = start_engine(home, options)
-    until = time.monotonic() + wait
-    while time.monotonic() < until:
+    # Of many threads that find no engine one starts it.
+    with _starting:
         state = engine_state(home)
         if state is not None:
             return state
-        if exit_code(started):
-            break
-        time.sleep(0.05)
+        started = start_engine(home, options)
+        until = time.monotonic() + wait
+        while time.monotonic() < until:
+            state = engine_state(home)
+            if state is not None:
+                return state
+            code = exit_code(started)
+            if code == 0:  # another engine held the home, and may have been about to leave
+                time.sleep(0.2)
+                started = start_engine(home, options) if engine_state(home) is None else started
+            elif code:
+                break
+            time.sleep(0.05)
     if not wait:
         return None
     words = tail(Layout(home).logs / "engine.log", 12)

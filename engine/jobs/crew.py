@@ -74,9 +74,19 @@ class Crew:
         seen = self._beats.get(name)
         return self._clock() - seen.at if seen is not None else 0.0
 
+    def excuse(self) -> None:
+        """Do not hold the silence so far against anybody: nobody's beat could be written down."""
+        now = self._clock()
+        for seen in self._beats.values():
+            seen.at = now
+
     def ready(self, slot: str) -> WorkerRow | None:
         """The warm worker of a slot, of the present code."""
         return next((row for row in self._of(slot) if row.ready and row.revision == self._revision), None)
+
+    def living(self, slot: str) -> list[str]:
+        """Names of a slot's workers, ready or not, of whatever code."""
+        return [row.name for row in self._of(slot)]
 
     def ensure(self, slot: str) -> None:
         """Start a worker on a slot that has none, unless that has failed repeatedly."""

@@ -80,7 +80,8 @@ def _stopped_by_signal(runs: Runs, run_id: str, owner: str) -> Iterator[None]:
         if asked or (number == signal.SIGTERM and wish is not None):
             raise Stopped(keep=wish != "discard")
         asked = True
-        runs.request_stop(run_id, "keep", owner)
+        # In a thread of its own: this one may be in the middle of writing to the same file.
+        threading.Thread(target=runs.request_stop, args=(run_id, "keep", owner), daemon=True).start()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -83,6 +83,7 @@ class Presence:
             yield
         finally:
             self.run_id = None
+            self._engine_seen = time.monotonic()  # nobody looked for it meanwhile
 
     def obey_signals(self) -> None:
         """Make a request to end polite: a run that was asked to stop ends as stopped, and the worker stays."""

@@ -140,7 +140,7 @@ def _leads_group(identity: Identity) -> bool:
     try:
         process = psutil.Process(identity.pid)
     except psutil.NoSuchProcess:
-        return True
+        return identity.created >= psutil.boot_time()  # after a restart the number may be anybody's
     if not _same(process, identity):
         raise psutil.NoSuchProcess(identity.pid)
     return os.getpgid(identity.pid) == identity.pid and identity.pid != os.getpgrp()

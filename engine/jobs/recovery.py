@@ -19,12 +19,14 @@ from engine.store.run_row import RunRow
 from engine.store.runs import Runs
 
 LOG_LINES = 12
+ATTEMPTS_WITHOUT_A_BEAT = 5
+"""A run whose worker leaves this often before it begins is lost like any other."""
 log = logging.getLogger(__name__)
 
 
 def identity_of(worker: dict[str, Any] | None) -> Identity | None:
-    """The process named in a run's row."""
-    return Identity(worker["pid"], worker["created"]) if worker else None
+    """The process named in a run's row; None where none is, or not by number and birth."""
+    return Identity(worker["pid"], worker["created"]) if worker and {"pid", "created"} <= worker.keys() else None
 
 
 class Recovery:
@@ -34,26 +36,28 @@ class Recovery:
         self._runs = runs
         self._backend = backend
         self._options = options
-        self._asked: set[tuple[str, float]] = set()
+        self._asked: dict[tuple[str, float], float] = {}
 
     def press(self, row: RunRow) -> None:
         """Go on stopping a run that was asked to: by signal after a while, by force in the end."""
         identity = identity_of(row.worker)
         if row.stop_asked is None or identity is None:
             return
-        waited = time.time() - row.stop_asked
-        if waited > self._options.kill_seconds:
+        asked = (row.id, row.stop_asked)
+        if asked not in self._asked:
+            if time.time() - row.stop_asked > self._options.term_seconds:
+                self._asked[asked] = time.monotonic()
+                self._backend.stop(identity, hard=False)
+        # Counted from the signal by a clock that nobody sets: the machine may have slept since the request.
+        elif time.monotonic() - self._asked[asked] > self._options.kill_seconds - self._options.term_seconds:
             log.info("run %s does not stop: ending its processes", row.id)
             self._backend.stop(identity, hard=True)
-        elif waited > self._options.term_seconds and (row.id, row.stop_asked) not in self._asked:
-            self._asked.add((row.id, row.stop_asked))
-            self._backend.stop(identity, hard=False)
 
     def settle(self, row: RunRow) -> bool:
         """Deal with an active run whose worker is gone; whether it was."""
         identity = identity_of(row.worker)
-        if identity is not None and self._backend.alive(identity):
-            return False
+        if (identity is None and row.worker) or (identity is not None and self._backend.alive(identity)):
+            return False  # it lives, or is carried out by somebody who did not say how to find them
         if identity is not None:
             self._backend.stop(identity, hard=True)  # what the worker started may have outlived it
         row = self._runs.get(row.id)
@@ -63,7 +67,7 @@ class Recovery:
         log.warning("run %s: its worker is gone, %s", row.id, how)
         if row.stop is not None:
             self._stop(row)
-        elif row.beat is None:
+        elif row.beat is None and row.attempts < ATTEMPTS_WITHOUT_A_BEAT:
             self._runs.requeue(row.id, lost=False)  # the worker left before it had begun
         elif row.losses == 0:
             self._continue(row, how)

@@ -25,8 +25,9 @@ def printing_to(path: Path) -> Iterator[None]:
                 os.dup2(file.fileno(), number)
             yield
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):  # a full disk must not keep the process's own output redirected
+                sys.stdout.flush()
+                sys.stderr.flush()
             for number, before in zip((1, 2), kept, strict=True):
                 os.dup2(before, number)
                 os.close(before)

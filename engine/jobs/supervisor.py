@@ -67,6 +67,7 @@ class Supervisor:
                 why = self.tick()
             except EngineError as error:
                 log.warning("%s", error)  # a full disk, say: wait for better times
+                self._crew.excuse()
                 self.leaving.wait(1.0)
             except Exception:
                 # A mistake in one turn must not end the queue.
@@ -77,11 +78,12 @@ class Supervisor:
     def tick(self) -> Why | None:
         """One turn; returns why the engine should leave, if it should."""
         slots = self._backend.capacity()
-        self._beat(slots or [])
         active = self._runs.list(states=["active"], hidden=True)
         queued = self._runs.list(states=["queued"], hidden=True)
         self._crew.refresh(_names(active))
+        # Before anything is written: a worker that hangs while it holds the file would keep all others from it.
         self._crew.end_hung(self._options.hung_seconds)
+        self._beat(slots or [])
         for row in active:
             self._recovery.press(row)
         active = [row for row in active if not self._recovery.settle(row)]
@@ -89,11 +91,11 @@ class Supervisor:
         waiting = self._requests.waiting()
         if active or queued or waiting:
             self._busy_at = time.monotonic()
+        self._serve_questions(waiting)
         if self._outdated:
             return None if active or waiting else "code"
         if slots is not None:
             self._assign(slots, queued, active)
-        self._serve_questions(waiting)
         return "idle" if time.monotonic() - self._busy_at > self._options.idle_seconds else None
 
     def close(self) -> None:
@@ -175,20 +177,20 @@ class Supervisor:
     def _serve_questions(self, waiting: int) -> None:
         if not waiting:
             return
-        worker = self._crew.ready(ANSWERS)
-        self._requests.fail_lost(worker.name if worker else None, "The process that answers was lost.", "Ask again.")
+        # Also of one that is not known to be ready yet: it may have taken a question since it was looked at.
+        self._requests.fail_lost(self._crew.living(ANSWERS), "The process that answers was lost.", "Ask again.")
         self._crew.ensure(ANSWERS)
         if self._crew.is_broken(ANSWERS):
             self._crew.forgive(ANSWERS)
             error = f"Nothing can be answered. The log ends with:\n{self._last_words(ANSWERS)}"
-            self._requests.fail_lost(None, error, "Run `python -m engine doctor`.", queued_too=True)
+            self._requests.fail_lost([], error, "Run `python -m engine doctor`.", queued_too=True)
 
     def _last_words(self, slot: str) -> str:
         return tail(self._layout.logs / f"{slot.replace(':', '-')}.log", 12)
 
 
 def _names(active: list[RunRow]) -> set[str]:
-    return {row.worker["name"] for row in active if row.worker}
+    return {row.worker["name"] for row in active if row.worker and "name" in row.worker}
 
 
 def _fingerprint(folder: Path) -> tuple[tuple[str, int, int], ...]:

@@ -57,6 +57,9 @@ def _carry_out(presence: Presence, run_id: str, runner: Loaded, own_log: bool) -
             carry_out(presence.home, run_id, runner)
     except StoreError as error:
         _record_late(presence, run_id, error)
+    except OSError as error:  # its folder is gone, or not writable
+        cause = f"The run's log {log} cannot be written: {error.strerror or error}."
+        _record_late(presence, run_id, StoreError(cause, "Check the disk and the folder's rights, then resume it."))
 
 
 def _record_late(presence: Presence, run_id: str, error: StoreError) -> None:

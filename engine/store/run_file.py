@@ -180,9 +180,13 @@ class RunWriter:
             self._since = None
             # The end of a phase is told even when the next began before the commit.
             untold, self._untold = self._untold, {}
-            for phase, counts in untold.items():
-                if self._progress is not None:
-                    self._progress(phase, *counts)
+            try:
+                for phase, counts in untold.items():
+                    if self._progress is not None:
+                        self._progress(phase, *counts)
+            except StoreError:
+                # The record itself is safe; where it is told of is busy or full, and is told at the next commit.
+                self._untold = untold | self._untold
 
     def close(self) -> None:
         """Flush and let go of the file, leaving it as a single one where no reader is in the way.

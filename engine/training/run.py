@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from engine import estimate
-from engine.errors import Diverged, EngineError, Stopped
+from engine.errors import Diverged, EngineError, Stopped, StoreError
 from engine.events import Control, Sink
 from engine.plan import Params, workload
 from engine.spec import RunSpec, parse_spec
@@ -32,6 +32,7 @@ from engine.training.evaluation import to_device
 from engine.training.loop import Loop
 from engine.training.recipe import prepare_torch
 
+FINISH_TRIES = 3
 log = logging.getLogger(__name__)
 
 
@@ -55,11 +56,26 @@ def run_job(home: Path, run_id: str, caches: Caches) -> str:
                 _tell(sink, ending)
     except EngineError as error:  # the run's own file cannot be written
         ending = {"state": "failed", "error": error.what, "todo": error.todo}
-    runs.finish(run_id, **ending)
+    _finish(runs, run_id, ending)
     if ending["state"] == "finished":
         checkpoint.drop(folder.checkpoint)
     runs.close()
     return str(ending["state"])
+
+
+def _finish(runs: Runs, run_id: str, ending: Mapping[str, Any]) -> None:
+    """Record how a run ended; a file that is busy or full for a moment must not make a finished run a failed one.
+
+    Raises:
+        StoreError: when it cannot be recorded after several tries.
+    """
+    for _ in range(FINISH_TRIES - 1):
+        try:
+            runs.finish(run_id, **ending)
+            return
+        except StoreError:
+            time.sleep(1.0)
+    runs.finish(run_id, **ending)
 
 
 def _carry_out(

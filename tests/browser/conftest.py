@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from engine.jobs import client
-from engine.jobs.process import Identity, is_alive, kill
+from engine.jobs.process import Identity, is_alive, kill, terminate
 from engine.plan import make_plan
 from engine.settings import PROJECT
 from engine.spec import parse_spec
@@ -134,7 +133,7 @@ def end_engine(home: Path) -> None:
     """End the engine of a home and its workers, each by its own number."""
     state = client.engine_state(home)
     if state is not None:
-        os.kill(state.pid, signal.SIGTERM)
+        terminate(state.identity)
         end = time.monotonic() + 20
         while is_alive(state.identity) and time.monotonic() < end:
             time.sleep(0.05)

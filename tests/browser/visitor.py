@@ -93,7 +93,9 @@ class Visitor:
 
     def click(self, name: str) -> None:
         """Press a button."""
-        self.page.get_by_role("button", name=name).click()
+        # The page's own, or a dialog's: while a script runs, Streamlit's header has a button Stop, too.
+        places = self.page.locator("[data-testid=stMain], [role=dialog]")
+        places.get_by_role("button", name=name).click()
 
     def pick(self, option: str) -> None:
         """Pick one of a row of choices."""
@@ -103,6 +105,13 @@ class Visitor:
     def leave(self) -> None:
         """Close the browser."""
         self.page.context.close()
+
+    def run_shown(self) -> str:
+        """Wait until a run's page is opened, and give the run's id."""
+        self.page.wait_for_url(re.compile(r"run\?(.*&)?run="))
+        found = re.search(r"[?&]run=([\w-]+)", self.page.url)
+        assert found
+        return found[1]
 
     def state(self, word: str) -> None:
         """Wait until the badge of the run on this page, an icon and a word, says so."""

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 
 from engine.jobs import client
@@ -41,7 +41,8 @@ MIDDLE = 12
 def lab(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A warm engine with the real runner."""
     made = make_lab(tmp_path_factory.mktemp("real"))
-    shared = Lab(made.home, replace(made.options, runner="tests.cli.often:run_job", answerer=ANSWERER, term_seconds=20))
+    real = {"runner": "tests.cli.often:run_job", "answerer": ANSWERER, "term_seconds": 20, "kill_seconds": 60}
+    shared = Lab(made.home, replace(made.options, **real))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEFTSCOPE_HOME", str(shared.home))
         patch.setenv("PEFTSCOPE_ROOTS", os.pathsep.join([str(small), str(shared.home.parent)]))
@@ -51,7 +52,7 @@ def lab(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def long_run(small: Path) -> dict[str, Any]:
-    return spec_data(small, {"name": "id3", "k": 300}, lr=0.01, steps=60)
+    return spec_data(small, {"name": "id3", "k": 300}, lr=0.01, steps=200)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def test_a_full_disk_fails_the_run_with_its_reason_and_loses_nothing(lab: Lab, s
     no_limit = resource.prlimit(row.worker["pid"], resource.RLIMIT_FSIZE)
     resource.prlimit(row.worker["pid"], resource.RLIMIT_FSIZE, (4_096, no_limit[1]))
     try:
-        until(lambda: no_longer_grows(lab, run_id))
+        until(lambda: is_let_go(lab, run_id))
         stuck = recorded(lab, run_id)
     finally:
         resource.prlimit(row.worker["pid"], resource.RLIMIT_FSIZE, no_limit)
@@ -199,11 +200,15 @@ def recorded(lab: Lab, run_id: str) -> int:
         return len(reader.scalars(["train/loss"], max_points=10**6)["train/loss"][0])
 
 
-def no_longer_grows(lab: Lab, run_id: str) -> bool:
-    """Whether nothing was recorded for a while."""
-    before = recorded(lab, run_id)
-    time.sleep(1.0)
-    return recorded(lab, run_id) == before
+def is_let_go(lab: Lab, run_id: str) -> bool:
+    """Whether the run's file has no writer any more: the failure was noticed."""
+    lock = FileLock(lab.runs.folder(run_id).root / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    lock.release()
+    return True
 
 
 def test_serve_leaves_a_served_store_alone(lab: Lab) -> None:
@@ -213,7 +218,7 @@ def test_serve_leaves_a_served_store_alone(lab: Lab) -> None:
 
 
 def test_ctrl_c_keeps_the_checkpoint(home: Path, small: Path, tmp_path: Path) -> None:
-    data = spec_data(small, "bitfit", lr=0.01, steps=150)
+    data = spec_data(small, "bitfit", lr=0.01, steps=600)
     spec = write_spec(tmp_path / "spec.yaml", data)
     words = [sys.executable, "-m", "engine", "run", str(spec)]
     process = subprocess.Popen(words, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,20 +1,17 @@
 """One warm engine for most tests, on real processes; and the means to end what a test left."""
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from engine.jobs import client
+from engine.jobs import client, process
 from engine.jobs.board import EngineState, WorkerRow
 from engine.jobs.options import Options
-from engine.jobs.process import is_alive
+from engine.jobs.process import Identity, is_alive
 from engine.store.run_row import RunRow
 from engine.store.runs import Runs
 
@@ -73,11 +70,10 @@ class Lab:
         """End the engine and all workers of this home, each by its own number."""
         state = client.engine_state(self.home)
         if state is not None:
-            os.kill(state.pid, signal.SIGTERM)
+            process.terminate(state.identity)
             until(lambda: not is_alive(state.identity))
         for worker in client.engine_workers(self.home):
-            if psutil.pid_exists(worker.pid):
-                os.killpg(worker.pid, signal.SIGKILL)
+            process.kill(Identity(worker.pid, worker.created))
 
 
 def make_lab(folder: Path) -> Lab:
@@ -93,7 +89,7 @@ def make_lab(folder: Path) -> Lab:
         code=code,
         hung_seconds=20,
         term_seconds=0.6,
-        kill_seconds=1.5,
+        kill_seconds=8.0,
     )
     return Lab(folder / "home", options)
 

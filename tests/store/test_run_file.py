@@ -6,7 +6,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 
 from engine.errors import StoreError
 from engine.settings import PROJECT
+from engine.store.database import open_for_writing
 from engine.store.run_file import RunReader, RunWriter
 
 
@@ -78,8 +81,10 @@ def test_a_silent_writer_still_commits_within_a_second(path: Path) -> None:
     with RunWriter(path) as writer, RunReader(path) as reader:
         writer.scalar("lr", 0, 1.0)
         writer.scalar("lr", 1, 0.5)
-        time.sleep(1.0)
-        assert reader.latest() == {"lr": (1, 0.5)}
+        began = time.monotonic()
+        while reader.latest() != {"lr": (1, 0.5)}:
+            assert time.monotonic() - began < 4, "a second is promised; a stalled machine gets three more"
+            time.sleep(0.05)
 
 
 def test_a_new_phase_and_a_note_are_seen_at_once(path: Path) -> None:
@@ -94,6 +99,40 @@ def test_a_new_phase_and_a_note_are_seen_at_once(path: Path) -> None:
         writer.phase("training", 5, 5)
         writer.phase("evaluating", 0, 9)
     assert told == [("loading", 0, 0), ("training", 0, 5), ("training", 5, 5), ("evaluating", 0, 9)]
+
+
+def test_a_busy_queue_does_not_end_a_run_and_is_told_later(path: Path) -> None:
+    """Progress goes into another file, which somebody may hold for a moment."""
+    told: list[tuple[object, ...]] = []
+
+    def progress(*state: object) -> None:
+        if busy:
+            raise StoreError("Another program holds the file.")
+        told.append(state)
+
+    busy = True
+    with RunWriter(path, progress, commit_seconds=60) as writer, RunReader(path) as reader:
+        writer.phase("loading")
+        writer.scalar("lr", 0, 1.0)
+        writer.flush()
+        assert reader.latest() == {"lr": (0, 1.0)}
+        busy = False
+        writer.phase("training", 0, 5)
+    assert told == [("loading", 0, 0), ("training", 0, 5)]
+
+
+def test_many_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+    """SQLite refuses one of two that switch a file to WAL at the same moment, without the usual waiting."""
+
+    def open_it(file: Path, ready: threading.Barrier) -> None:
+        ready.wait()
+        open_for_writing(file, "CREATE TABLE IF NOT EXISTS t(x)").close()
+
+    for number in range(15):
+        ready = threading.Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            for opened in [pool.submit(open_it, tmp_path / f"{number}.db", ready) for _ in range(4)]:
+                opened.result()
 
 
 def test_losses_that_are_no_numbers_survive(path: Path) -> None:
@@ -337,7 +376,7 @@ from pathlib import Path
 from engine.errors import StoreError
 from engine.store.run_file import RunWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
-writer = RunWriter(Path(sys.argv[1]), commit_seconds=0.05)
+writer = RunWriter(Path(sys.argv[1]), commit_seconds=60)
 step = durable = 0
 try:
     while True:
