@@ -126,6 +126,11 @@ class Selective(Method):
             return []
         return [f"Only {eligible:,} weights may be selected here: all of them are, not {config.k:,}."]
 
+    @classmethod
+    def zeros_of_b(cls, architecture: Architecture, config: Any) -> int:
+        """Eligible entries of LoRA's B, which are all zero at the start; 0 on the model itself."""
+        return sum(row.eligible for row in cls.trainables(architecture, config) if row.part == "B")
+
     # --- work ----------------------------------------------------------------------------
 
     def attach(self, model: nn.Module) -> nn.Module:

@@ -101,8 +101,7 @@ class FishMask(StaticMask):
     @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
         found = super().warnings(architecture, config, steps)
-        zeros = sum(row.eligible for row in cls.trainables(architecture, config) if row.part == "B")
-        if zeros:
+        if zeros := cls.zeros_of_b(architecture, config):
             found.append(
                 f"While LoRA's B is zero, A has no gradient: of the mask, up to {zeros:,} entries lie in B and the "
                 "rest means nothing."

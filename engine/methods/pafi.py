@@ -88,8 +88,7 @@ class PaFi(StaticMask):
     @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
         found = super().warnings(architecture, config, steps)
-        zeros = sum(row.eligible for row in cls.trainables(architecture, config) if row.part == "B")
-        if zeros:
+        if zeros := cls.zeros_of_b(architecture, config):
             found.append(
                 f"{zeros:,} of the eligible entries are the zeros in which LoRA's B starts. They are equally small, "
                 "so that PaFi's choice among them means nothing."
