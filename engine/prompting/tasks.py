@@ -127,8 +127,10 @@ def _hidden(count: int) -> list[Episode]:
     episodes = []
     for _ in range(count):
         rule, sign = str(rng.choice(list(problems.NUMBER_RULES))), str(rng.choice(list(problems.SYMBOLS)))
-        question = problems.numbers(rule, sign, seen=False)(rng)
-        episodes.append(Episode(_shots(problems.numbers(rule, sign, seen=True), question, rng), question, fresh=True))
+        question = problems.numbers(rule, sign, seen=None)(rng)
+        a, _, b = question.question.split()
+        fresh = problems.held_out(problems.pair_key(int(a), int(b)))
+        episodes.append(Episode(_shots(problems.numbers(rule, sign, seen=True), question, rng), question, fresh))
     return episodes
 
 

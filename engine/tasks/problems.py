@@ -98,15 +98,15 @@ def is_new_sum(problem: Problem) -> bool:
     return held_out(pair_key(int(a), int(b)))
 
 
-def numbers(rule: str, sign: str, *, seen: bool) -> Draw:
+def numbers(rule: str, sign: str, *, seen: bool | None) -> Draw:
     """Problems of two one-digit numbers under one rule.
 
     Args:
         rule: of `NUMBER_RULES`.
         sign: between the two numbers.
-        seen: draw from the pairs of pretraining, or from those kept out.
+        seen: draw from the pairs of pretraining, or from those kept out; None for all pairs.
     """
-    pairs = [(a, b) for a in range(10) for b in range(10) if held_out(pair_key(a, b)) != seen]
+    pairs = [(a, b) for a in range(10) for b in range(10) if held_out(pair_key(a, b)) is not seen]
 
     def draw(rng: np.random.Generator) -> Problem:
         a, b = pairs[rng.integers(len(pairs))]

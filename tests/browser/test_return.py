@@ -77,6 +77,7 @@ def test_stop_and_resume(lab, visit):
     one.shot("stopped")
     one.click("Resume")
 
+    one.state("active")
     assert lab.over(run_id).step == 1_500
     one.state("finished")
     one.sees("Test accuracy")
