@@ -38,6 +38,8 @@ ROW = 512
 """Tokens of a training example: documents end to end."""
 PROBLEMS = 40_000
 """Documents of solved problems beside the reviews of one epoch."""
+KINDS, SHARES = ("sum", "hidden rule", "word"), (0.2, 0.5, 0.3)
+"""Which problems these are; words are several times as long as numbers."""
 LINES = (4, 24)
 """Solved problems in such a document: from so many to one less than so many."""
 
@@ -70,10 +72,10 @@ def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
 def problem_document(rng: np.random.Generator, words: tuple[str, ...]) -> str:
     """Solved problems of one kind, drawn from those that pretraining may show."""
     lines = int(rng.integers(*LINES))
-    kind = int(rng.integers(4))
-    if kind == 0:
+    kind = rng.choice(KINDS, p=SHARES)
+    if kind == "sum":
         return problems.document(problems.numbers("sum", "+", seen=True), lines, rng)
-    if kind == 1:
+    if kind == "hidden rule":
         rule = str(rng.choice(list(problems.NUMBER_RULES)))
         return problems.document(problems.numbers(rule, str(rng.choice(list(problems.SYMBOLS))), seen=True), lines, rng)
     rule = str(rng.choice(list(problems.WORD_RULES)))
