@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     folder = allowed_path(given.out or tempfile.mkdtemp(prefix="peftscope-pretraining-", dir=Path.cwd()))
     given.methods = ["full"]
     base = recipe_of(given, max(1, cpu_threads() // given.workers))
-    tuned = _trained(given, base, folder, {side: given.rates for side in SIDES}, TUNING)
+    tuned = _trained(given, base, folder, dict.fromkeys(SIDES, given.rates), TUNING)
     best = {side: _best(given.rates, side, tuned) for side in SIDES}
     for side in SIDES:
         cells = "  ".join(f"{rate:g}: {_shown(_mean(side, rate, TUNING, tuned, 'validation'))}" for rate in given.rates)
