@@ -1,4 +1,7 @@
-"""Hidden states of MiniLM over the texts, computed once and kept in a file, since they never change."""
+"""Hidden states of MiniLM over the texts, computed once and kept in a file, since they never change.
+
+Products are computed in bfloat16, as those of the student: twice as fast on a CPU that can.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,8 @@ def _compute(model: Any, encoded: Encoded, path: Path, device: str, say: Callabl
             chosen = next(order)
             batch = {key: torch.from_numpy(array).to(device) for key, array in encoded.batch(chosen).items()}
             batch.pop("labels")
-            hidden = model(**batch, output_hidden_states=True).hidden_states
+            with torch.autocast(torch.device(device).type, torch.bfloat16):
+                hidden = model(**batch, output_hidden_states=True).hidden_states
             states = torch.stack([hidden[layer] for layer in LAYERS], 2)[batch["attention_mask"].bool()]
             file.write(states.half().cpu().numpy().tobytes())
             lengths = encoded.lengths[chosen]
