@@ -1,6 +1,8 @@
-"""What nano-llama has learned: perplexity of reviews it never read, real words in its samples, sums in context.
+"""What nano-llama has learned: perplexity of reviews it never read, real words in its samples, tasks in context.
 
 python -m engine bench language --out results
+
+The file in-context.json among the results is the one that the page shows: `assets/reference/in-context.json`.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ import numpy as np
 
 from engine.errors import SpecError
 from engine.prompting.measure import Speaker, by_shots, load_speaker
+from engine.prompting.tasks import TASKS
 from engine.stats.intervals import wilson
 from engine.tasks.reviews import load_reviews
 
 SAMPLES, TOKENS = 50, 100
 ROW = 512
+SHOTS = (0, 1, 2, 4, 8)
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 
 
@@ -39,11 +43,13 @@ def main(argv: Sequence[str]) -> int:
     report: dict[str, Any] = {"perplexity": perplexity(speaker, given.reviews)}
     report["samples"] = texts = samples(speaker, given.seed)
     report["words"] = words(texts)
-    report["sums"] = by_shots(speaker, "sums", [0, 1, 2, 4, 8])
+    report["in_context"] = {task: by_shots(speaker, task, SHOTS) for task in TASKS}
     print("\n".join(_lines(report)))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "language.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
-    print(f"written to {folder / 'language.json'}")
+    answered = json.dumps({given.model: report["in_context"]}, indent=1)
+    (folder / "in-context.json").write_text(answered, encoding="utf-8")
+    print(f"written to {folder}")
     return 0
 
 
@@ -120,9 +126,10 @@ def _lines(report: dict[str, Any]) -> list[str]:
         f"dictionary words in {len(report['samples'])} samples: {spelt['known']:,} of {spelt['all']:,}, "
         f"{100 * spelt['share']:.1f} %",
     ]
-    for row in report["sums"]["rows"]:
-        lines.append(
-            f"sums with {row['shots']} shots: {row['correct']} of {row['total']}, "
-            f"of those never seen {row['fresh_correct']} of {row['fresh_total']}"
+    for task, found in report["in_context"].items():
+        shown = ", ".join(
+            f"{row['shots']} shots {row['correct']} ({row['fresh_correct']} of {row['fresh_total']} new)"
+            for row in found["rows"]
         )
+        lines.append(f"{task}, right of {found['questions']}: {shown}; {found['naive_way']} {found['naive']:.2f}")
     return lines

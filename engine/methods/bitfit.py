@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from engine.errors import BudgetError
-from engine.methods.contract import TUNED_BY, LearningRate, Method, MethodConfig, Paper
+from engine.methods._tensors import WholeTensors
+from engine.methods.contract import TUNED_BY, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 Bias = Literal[
     "all",
@@ -66,7 +63,7 @@ class BitFitConfig(MethodConfig):
 
 
 @register
-class BitFit(Method):
+class BitFit(WholeTensors):
     r"""Trains only the bias vectors of the model: about one weight in a thousand.
 
     ### Why it exists
@@ -161,25 +158,3 @@ class BitFit(Method):
         if not dead or architecture.key_bias_alive:
             return []
         return [f"{dead:,} of these biases are key biases, which the softmax cancels: they count and never move."]
-
-    # --- work --------------------------------------------------------------------------------
-
-    def attach(self, model: nn.Module) -> nn.Module:
-        """Freeze everything but the biases and the head."""
-        heads = {row.name for row in self.context.architecture.head}
-        named = dict(model.named_parameters())
-        rows = self.trainables(self.context.architecture, self.config)
-        wanted = {row.name for row in rows}
-        for name, parameter in named.items():
-            if name not in heads:
-                parameter.requires_grad_(name in wanted)
-        self._parameters = [(row.name, named[row.name]) for row in rows]
-        self._by_name = dict(self._parameters)
-        return model
-
-    def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return self._parameters
-
-    def delta(self, weight: Parameter, base: torch.Tensor) -> torch.Tensor | None:
-        parameter = self._by_name.get(weight.name)
-        return None if parameter is None else parameter.detach() - base

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from engine.errors import DataError
-from engine.methods._selective import SelectiveConfig, StaticMask
-from engine.methods.contract import TUNED_BY, Batches, LearningRate, MethodConfig, Paper
+from engine.methods._scored import GradientScored, ScoringConfig
+from engine.methods._selective import SelectiveConfig
+from engine.methods.contract import TUNED_BY, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
-from engine.models.architecture import Architecture
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 
-class FishConfig(SelectiveConfig):
+class FishConfig(ScoringConfig, SelectiveConfig):
     """Settings of FISH Mask."""
 
-    samples: int = Field(
-        256,
-        ge=1,
-        le=16_384,
-        title="Scored examples",
-        description="Training examples whose gradients are measured, one by one, before the first step.",
-        json_schema_extra={"source": "this lab; the authors use 1,024 on GLUE, 256 elsewhere, and test 32 to 16,384"},
-    )
     kind: Literal["empirical", "expected", "sampled"] = Field(
         "empirical",
         title="Labels",
@@ -42,7 +31,7 @@ class FishConfig(SelectiveConfig):
 
 
 @register
-class FishMask(StaticMask):
+class FishMask(GradientScored):
     r"""Measures how strongly each weight affects the model's answer, and trains the strongest.
 
     ### Why it exists
@@ -96,46 +85,9 @@ class FishMask(StaticMask):
         "scoring phase short."
     )
     Config: ClassVar[type[MethodConfig]] = FishConfig
-    scores_first = True
 
-    @classmethod
-    def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
-        found = super().warnings(architecture, config, steps)
-        if zeros := cls.zeros_of_b(architecture, config):
-            found.append(
-                f"While LoRA's B is zero, A has no gradient: of the mask, up to {zeros:,} entries lie in B and the "
-                "rest means nothing."
-            )
-        return found
-
-    def score_pass(self, model: nn.Module, batches: Batches, progress: Callable[[int, int], None]) -> None:
-        """Accumulate the diagonal Fisher information and select the k largest entries.
-
-        Raises:
-            DataError: when there is no example to score.
-        """
-        import torch
-
-        config: Any = self.config
-        was_training = model.training
-        model.eval()
-        fisher = [torch.zeros(row.size, device=tensor.device) for row, tensor in self._pairs()]
-        draws = torch.Generator().manual_seed(self.context.method_seed)
-        done = 0
-        for batch in islice(batches, config.samples):
-            self._score_example(model, dict(batch), fisher, draws)
-            done += 1
-            progress(done, config.samples)
-        model.train(was_training)
-        if not done:
-            raise DataError("There is no training example to score.", "Use a larger dataset.")
-        self._choose(fisher)
-
-    def _pairs(self) -> Any:
-        return zip(self.rows, self._tensors, strict=True)
-
-    def _score_example(
-        self, model: nn.Module, batch: dict[str, Any], fisher: list[torch.Tensor], draws: torch.Generator
+    def add_example(
+        self, model: nn.Module, batch: dict[str, torch.Tensor], totals: list[torch.Tensor], draws: torch.Generator
     ) -> None:
         """Add the squared gradients of one example."""
         import torch
@@ -149,7 +101,7 @@ class FishMask(StaticMask):
             gradients = torch.autograd.grad(
                 likelihood[target], self._tensors, retain_graph=place + 1 < len(shares), allow_unused=True
             )
-            add_squares(fisher, gradients, share)
+            add_squares(totals, gradients, share)
 
     def _labels(self, likelihood: torch.Tensor, observed: int, draws: torch.Generator) -> list[tuple[int, float]]:
         """The labels whose gradients are taken, each with its weight."""
@@ -161,10 +113,6 @@ class FishMask(StaticMask):
             return [(int(chances.multinomial(1, generator=draws)), 1.0)]
         return list(enumerate(chances.tolist()))
 
-    def _choose(self, fisher: list[torch.Tensor]) -> None:
-        from engine.sparse.selection import exclude, select
-
-        for total, (row, _) in zip(fisher, self._pairs(), strict=True):
-            exclude(total, row.frozen_rows, row.size // max(1, row.shape[0]))
-        picks = select(lambda number: fisher[number], [row.size for row in self.rows], self.k)
-        self.fix(picks.tensor, picks.index)
+    def choose_by(self, totals: list[torch.Tensor]) -> None:
+        """Select the k largest entries of the Fisher information."""
+        self.choose(totals.__getitem__)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from engine.methods.contract import TUNED_BY, LearningRate, Method, Paper
+from engine.methods._tensors import WholeTensors
+from engine.methods.contract import TUNED_BY, LearningRate, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
 
 @register
-class FullFineTuning(Method):
+class FullFineTuning(WholeTensors):
     r"""Trains every weight of the pretrained model on the new task.
 
     ### Why it exists
@@ -63,18 +60,3 @@ class FullFineTuning(Method):
     @classmethod
     def trainables(cls, architecture: Architecture, config: Any) -> tuple[Parameter, ...]:
         return architecture.backbone
-
-    def attach(self, model: nn.Module) -> nn.Module:
-        """Mark every weight as trainable."""
-        model.requires_grad_(True)
-        tensors = dict(model.named_parameters())
-        self._parameters = [(row.name, tensors[row.name]) for row in self.context.architecture.backbone]
-        self._by_name = dict(self._parameters)
-        return model
-
-    def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return self._parameters
-
-    def delta(self, weight: Parameter, base: torch.Tensor) -> torch.Tensor | None:
-        parameter = self._by_name.get(weight.name)
-        return None if parameter is None else parameter.detach() - base

@@ -52,6 +52,15 @@ class Id3Config(SelectiveConfig):
         description="Added to the magnitude. Far above the size of the weights it makes the magnitude irrelevant.",
         json_schema_extra={"source": "authors' examples"},
     )
+    schedule: Literal["increment", "static"] = Field(
+        "increment",
+        title="When weights are chosen",
+        description=(
+            "increment: some at every step, as ID3 does. static: all of them at the first step, by the same score, "
+            "as a control of what choosing along the way is worth."
+        ),
+        json_schema_extra={"source": "the paper's increment-S and static-S", "level": "advanced"},
+    )
     clip_scope: Literal["dense", "selected"] = Field(
         "dense",
         title="Clipping",
@@ -151,7 +160,7 @@ class ID3(Selective):
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
         found = super().warnings(architecture, config, steps)
         k = cls.size(architecture, config)
-        if k < steps:
+        if k < steps and config.schedule == "increment":
             found.append(
                 f"With {k:,} weights for {steps:,} steps, one is unmasked in each of the first {k:,}, then none."
             )
@@ -159,8 +168,11 @@ class ID3(Selective):
 
     def quota(self, step: int) -> int:
         """Weights to unmask at a step, from 0: k over T, the remainder in the first steps, none after T."""
+        settings: Any = self.config
         if step >= self.context.steps:
             return 0
+        if settings.schedule == "static":
+            return 0 if step else self.k
         quotient, rest = divmod(self.k, self.context.steps)
         return quotient + (step < rest)
 

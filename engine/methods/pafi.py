@@ -12,7 +12,6 @@ from engine.methods.registry import register
 from engine.models.architecture import Architecture
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 
@@ -27,6 +26,12 @@ class PaFiConfig(SelectiveConfig):
             "auto takes the first ones, but random ones on top of another method, whose zeros are all equal."
         ),
         json_schema_extra={"source": "this lab; the paper does not say", "level": "advanced"},
+    )
+    scope: Literal["global", "tensor"] = Field(
+        "global",
+        title="Ranking",
+        description="global: one ranking over all tensors. tensor: the same share in each of them.",
+        json_schema_extra={"source": "ID3 authors' re-implementation", "level": "advanced"},
     )
 
 
@@ -97,19 +102,9 @@ class PaFi(StaticMask):
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Rank all magnitudes and select the k smallest."""
-        from engine.sparse.selection import select
-
         config: Any = self.config
         model = super().attach(model)
         at_random = config.ties == "random" or (config.ties == "auto" and self.inner is not None)
-        seed = self.context.method_seed if at_random else None
-        picks = select(self._magnitudes, [row.size for row in self.rows], self.k, smallest=True, seed=seed)
-        self.fix(picks.tensor, picks.index)
+        quotas = self.equal_shares() if config.scope == "tensor" else None
+        self.choose(self.magnitudes, smallest=True, seed=self.context.method_seed if at_random else None, quotas=quotas)
         return model
-
-    def _magnitudes(self, number: int) -> torch.Tensor:
-        from engine.sparse.scores import magnitude
-        from engine.sparse.selection import exclude
-
-        row = self.rows[number]
-        return exclude(magnitude(self._tensors[number]), row.frozen_rows, row.size // max(1, row.shape[0]))

@@ -45,6 +45,18 @@ def d3_bound(norm: torch.Tensor, power: float, exp: float, eps: float) -> torch.
     return (norm + TINY).pow(power).mul_(1.0001 / eps**exp)
 
 
+def add_gradients(totals: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> None:
+    """Add gradients, sign and all, to flat fp32 `totals`; dense, sparse by rows, or None."""
+    for total, gradient in zip(totals, gradients, strict=True):
+        if gradient is None:
+            continue
+        held = StreamedGradient.of(gradient)
+        if held.rows is None:
+            total.add_(held.values)
+        else:
+            total.view(-1, held.width).index_add_(0, held.rows, held.values.view(-1, held.width))
+
+
 def add_squares(fisher: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None], share: float = 1.0) -> None:
     """Add ``share * g^2`` of one example to the diagonal Fisher information, tensor by tensor.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -64,7 +65,8 @@ def select(
         return _keys(scores(number), smallest)
 
     count = len(sizes)
-    _check_finite(scores, count)
+    for number in range(count):
+        _check_finite(scores(number))
     threshold, ties = _threshold(keys, count, k)
     if seed is None:
         return _collect(keys, count, threshold, ties)
@@ -81,6 +83,65 @@ def select(
     return strict if drawn is None else _in_order(strict, drawn)
 
 
+def select_by_tensor(
+    scores: Callable[[int], torch.Tensor],
+    sizes: Sequence[int],
+    quotas: Sequence[int],
+    *,
+    smallest: bool = False,
+    seed: int | None = None,
+) -> Picks:
+    """As `select`, with a ranking and a number of its own for every tensor.
+
+    Raises:
+        BudgetError: when a tensor has fewer entries than its quota.
+        RunFailed: when a score is not finite.
+    """
+    tensors, indices = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
+    for number, (size, quota) in enumerate(zip(sizes, quotas, strict=True)):
+        if quota:
+            own_seed = None if seed is None else seed * 1_000_003 + number
+            picks = select(partial(_of_tensor, scores, number), [size], quota, smallest=smallest, seed=own_seed)
+            tensors.append(torch.full_like(picks.index, number).cpu())
+            indices.append(picks.index.cpu())
+    device = scores(0).device if sizes else torch.device("cpu")
+    return Picks(torch.cat(tensors).to(device), torch.cat(indices).to(device))
+
+
+def _of_tensor(scores: Callable[[int], torch.Tensor], number: int, _: int) -> torch.Tensor:
+    return scores(number)
+
+
+def best_of_each_row(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """The highest scores of every row; ties go to the lowest column.
+
+    Args:
+        scores: fp32 (rows, columns), not negative.
+        count: per row, at most the number of columns.
+
+    Returns:
+        Flat indices, int64 (rows * count,), ascending.
+
+    Raises:
+        RunFailed: when a score is not finite.
+    """
+    _check_finite(scores)
+    columns = torch.arange(scores.shape[1], device=scores.device)
+    keys = (scores.contiguous().view(torch.int32).long() << 32) | (0xFFFFFFFF - columns)
+    chosen = keys.topk(count, dim=1).indices.sort(1).values
+    return (chosen + torch.arange(len(scores), device=scores.device)[:, None] * scores.shape[1]).flatten()
+
+
+def shares(sizes: Sequence[int], k: int) -> list[int]:
+    """k divided among tensors in proportion to their sizes, by largest remainders; the first ones win ties."""
+    total = sum(sizes)
+    parts = [k * size // total for size in sizes]
+    rest = sorted(range(len(sizes)), key=lambda number: -(k * sizes[number] % total))
+    for number in rest[: k - sum(parts)]:
+        parts[number] += 1
+    return parts
+
+
 def _keys(scores: torch.Tensor, smallest: bool) -> torch.Tensor:
     """int32 keys, higher is better; negative for excluded entries, whose sign bit is set."""
     keys = scores.float().contiguous().view(torch.int32)
@@ -88,11 +149,10 @@ def _keys(scores: torch.Tensor, smallest: bool) -> torch.Tensor:
     return _LARGEST_KEY - keys if smallest else keys
 
 
-def _check_finite(scores: Callable[[int], torch.Tensor], count: int) -> None:
-    """One sum per tensor tells: it is finite only if all its scores are, and none overflows fp64."""
-    for number in range(count):
-        if not bool(scores(number).sum(dtype=torch.float64).isfinite()):
-            raise RunFailed("A score is not finite, so that weights cannot be ranked.", "Lower the learning rate.")
+def _check_finite(scores: torch.Tensor) -> None:
+    """One sum tells: it is finite only if all scores are, and none overflows fp64."""
+    if not bool(scores.sum(dtype=torch.float64).isfinite()):
+        raise RunFailed("A score is not finite, so that weights cannot be ranked.", "Lower the learning rate.")
 
 
 def _threshold(keys: Keys, count: int, k: int) -> tuple[int, int]:

@@ -98,6 +98,16 @@ def fisher(model: nn.Module, tensors: list[nn.Parameter], examples: list[Batch])
     return total
 
 
+def gradients(model: nn.Module, tensors: list[nn.Parameter], examples: list[Batch]) -> list[torch.Tensor]:
+    """Gradients of single examples' losses, added up with their signs."""
+    model.zero_grad()
+    for example in examples:
+        model(**example).loss.backward()
+    total = [tensor.grad.flatten().clone() for tensor in tensors]
+    model.zero_grad()
+    return total
+
+
 def increment(k: int, steps: int, eligible: Masks, p: float, exp: float, eps: float) -> Callable[..., Masks]:
     """ID3: at every step the best masked entries are added, the remainder of k / T in the first steps."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,9 +21,9 @@ EXAMPLES = batches_of(5, size=1)
 class Spy(FishMask):
     """Keeps the Fisher information it has measured."""
 
-    def _choose(self, fisher: list[torch.Tensor]) -> None:
-        self.fisher = [total.clone() for total in fisher]
-        super()._choose(fisher)
+    def choose(self, scores: Callable[[int], torch.Tensor], **how: Any) -> None:
+        self.fisher = [scores(number).clone() for number in range(len(self.rows))]
+        super().choose(scores, **how)
 
 
 def scored(examples: list[dict[str, torch.Tensor]] = EXAMPLES, **settings: Any) -> tuple[Spy, nn.Module]:

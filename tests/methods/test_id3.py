@@ -120,3 +120,18 @@ def test_what_cannot_work_is_said_before() -> None:
 
 def test_its_step_declares_why_it_cannot_be_captured() -> None:
     assert "grows" in ID3.not_capturable
+
+
+def test_a_static_schedule_takes_everything_at_the_first_step_by_the_same_score() -> None:
+    run = training(120, steps=6, schedule="static")
+    gradients, values = first_gradients(tiny_bert())
+    run.run(batches_of(6))
+    found = entries(run)
+    assert len(found) == 120
+    assert {step for _, _, step in found} == {0}
+    scores = torch.cat([g.abs() / (w.abs() + 1e-3) for g, w in zip(gradients, values, strict=True)])
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    starts = torch.tensor([0, *(len(g) for g in gradients)]).cumsum(0).tolist()
+    for tensor, index, _ in found:
+        chosen[starts[tensor] + index] = True
+    assert scores[chosen].min() >= scores[~chosen].max() * (1 - 1e-5)

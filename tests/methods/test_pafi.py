@@ -98,3 +98,15 @@ def test_the_mask_needs_no_data_and_is_complete_before_the_first_step() -> None:
     architecture = architecture_of(model)
     assert len(before) == PaFi.size(architecture, PaFi.Config(k=900))
     assert not PaFi.scores_first
+
+
+def test_ranked_tensor_by_tensor_each_gives_the_same_share() -> None:
+    method, model = attached(1500, scope="tensor")
+    total = sum(row.eligible for row in method.rows)
+    for number, (row, values) in enumerate(zip(method.rows, magnitudes(method, model), strict=True)):
+        own = sorted(index for tensor, index in entries(method) if tensor == number)
+        assert abs(len(own) - 1500 * row.eligible / total) < 1
+        mask = torch.zeros(len(values), dtype=torch.bool)
+        mask[own] = True
+        if own:
+            assert values[mask].max() <= values[~mask].min(), row.name

@@ -15,13 +15,16 @@ from engine.methods._selective import Selective
 from engine.methods.contract import Context, Method
 from engine.methods.fish import FishMask
 from engine.methods.id3 import ID3
+from engine.methods.magnitude import LargestMagnitude
 from engine.methods.pafi import PaFi
+from engine.methods.random_mask import RandomMask
+from engine.methods.speft import Speft
 from engine.sparse.delta import apply_delta, delta_of, read_delta, write_delta
 from tests.methods import reference
 from tests.methods.driver import Training, batches_of, make, weights
 from tests.tiny import architecture_of, context_for, tiny_bert
 
-METHODS: list[type[Selective]] = [FishMask, ID3, PaFi]
+METHODS: list[type[Selective]] = [FishMask, ID3, LargestMagnitude, PaFi, RandomMask, Speft]
 STEPS = 12
 EXAMPLES = batches_of(6, size=1)
 BASE_SHA256 = "b" * 64
@@ -150,6 +153,31 @@ def largest_difference(ours: nn.Module, theirs: nn.Module) -> float:
     return max(float((own[name] - other[name]).abs().max()) for name in names)
 
 
+def chosen_plainly(
+    cls: type[Selective],
+    model: nn.Module,
+    tensors: list[nn.Parameter],
+    eligible: list[torch.Tensor],
+    k: int,
+    training: Training,
+) -> list[torch.Tensor]:
+    """A fixed mask by sorting everything; a random one has nothing to be sorted by and is taken over."""
+    flat = [tensor.detach().flatten() for tensor in tensors]
+    if cls is PaFi:
+        return reference.smallest(flat, eligible, k)
+    if cls is LargestMagnitude:
+        return reference.top([weight.abs() for weight in flat], eligible, k)
+    if cls is RandomMask:
+        chosen = selected(training.method).values()
+        return [
+            torch.zeros(len(w), dtype=torch.bool).index_fill_(0, torch.tensor(sorted(s), dtype=torch.int64), True)
+            for w, s in zip(flat, chosen, strict=True)
+        ]
+    if cls is Speft:
+        return reference.top([g.abs() for g in reference.gradients(model, tensors, EXAMPLES)], eligible, k)
+    return reference.top(reference.fisher(model, tensors, EXAMPLES), eligible, k)
+
+
 def run_reference(
     cls: type[Selective], k: int, clip: float, weight_decay: float, training: Training
 ) -> reference.Reference:
@@ -165,12 +193,8 @@ def run_reference(
         eligible.append(mask.flatten())
     if cls is ID3:
         choose = reference.increment(k, STEPS, eligible, p=1.0, exp=1.0, eps=1e-3)
-    elif cls is PaFi:
-        flat = [tensor.detach().flatten() for tensor in tensors]
-        choose = reference.static(reference.smallest(flat, eligible, k))
     else:
-        scores = reference.fisher(model, tensors, EXAMPLES)
-        choose = reference.static(reference.top(scores, eligible, k))
+        choose = reference.static(chosen_plainly(cls, model, tensors, eligible, k, training))
     head = [row.name for row in architecture_of(model).head]
     plain = reference.Reference(
         model,

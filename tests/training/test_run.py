@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.errors import EngineError
+from engine.methods.registry import method_named, methods
 from engine.plan import make_plan
 from engine.spec import parse_spec
 from engine.store.run_reader import RunReader
@@ -43,15 +44,14 @@ def series(home: Path, run_id: str) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["full", "linear_probe", "bitfit", "fish", "pafi", "id3", "lora", "adalora", "dora"],
-)
+def settings_of(name: str, k: int) -> dict[str, Any]:
+    """A method with its own settings, but k weights where it selects so many."""
+    return {"name": name, **({"k": k} if "k" in method_named(name).Config.model_fields else {})}
+
+
+@pytest.mark.parametrize("method", sorted(methods()))
 def test_every_method_runs_to_a_result(home: Path, small: Path, method: str) -> None:
-    settings: dict[str, Any] = {"name": method}
-    if method in ("fish", "pafi", "id3"):
-        settings["k"] = 500
-    run_id = submit(home, spec_data(small, settings, lr=0.01))
+    run_id = submit(home, spec_data(small, settings_of(method, 500), lr=0.01))
     assert run_job(home, run_id, Caches()) == "finished", Runs(home).get(run_id).error
     row = Runs(home).get(run_id)
     assert row.summary is not None
@@ -90,15 +90,7 @@ class StopAt:
 @pytest.mark.parametrize(
     "method",
     [
-        {"name": "full"},
-        {"name": "linear_probe"},
-        {"name": "bitfit"},
-        {"name": "id3", "k": 300},
-        {"name": "fish", "k": 300},
-        {"name": "pafi", "k": 300},
-        {"name": "lora"},
-        {"name": "dora"},
-        {"name": "adalora"},
+        *(settings_of(name, 300) for name in sorted(methods())),
         {"name": "id3", "k": 60, "on": {"name": "lora", "rank": 4}},
     ],
     ids=lambda method: f"{method['name']}{'-on' if 'on' in method else ''}",

@@ -1,0 +1,110 @@
+"""What methods share that rank weights by gradients of single examples, before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from engine.errors import DataError
+from engine.methods._selective import StaticMask
+from engine.methods.contract import Batches, MethodConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class ScoringConfig(MethodConfig):
+    """Settings of the scoring phase."""
+
+    samples: int = Field(
+        256,
+        ge=1,
+        le=16_384,
+        title="Scored examples",
+        description="Training examples whose gradients are measured, one by one, before the first step.",
+        json_schema_extra={"source": "this lab; the authors of FISH use 1,024 on GLUE, 256 elsewhere"},
+    )
+
+
+class GradientScored(StaticMask):
+    """Adds something up per weight over single examples, in evaluation mode, and chooses by the sums.
+
+    A subclass says what is added (`add_example`) and what follows (`choose_by`). Its settings have
+    ``samples``.
+    """
+
+    scores_first: ClassVar[bool] = True
+
+    @classmethod
+    def warnings(cls, architecture: Any, config: Any, steps: int) -> list[str]:
+        found = super().warnings(architecture, config, steps)
+        if zeros := cls.zeros_of_b(architecture, config):
+            found.append(
+                f"While LoRA's B is zero, A has no gradient: of the mask, up to {zeros:,} entries lie in B and the "
+                "rest means nothing."
+            )
+        return found
+
+    def score_pass(self, model: nn.Module, batches: Batches, progress: Callable[[int, int], None]) -> None:
+        """Look at the examples one by one, and select.
+
+        Raises:
+            DataError: when there is no example to score.
+        """
+        import torch
+
+        config: Any = self.config
+        draws = torch.Generator().manual_seed(self.context.method_seed)
+
+        def add(batch: dict[str, torch.Tensor], totals: list[torch.Tensor]) -> None:
+            self.add_example(model, batch, totals, draws)
+
+        self.choose_by(add_up(model, self._tensors, batches, config.samples, progress, add))
+
+    def add_example(
+        self, model: nn.Module, batch: dict[str, torch.Tensor], totals: list[torch.Tensor], draws: torch.Generator
+    ) -> None:
+        """Add the gradient of one example's loss, sign and all, to `totals`, fp32 and flat per tensor."""
+        import torch
+
+        from engine.sparse.scores import add_gradients
+
+        gradients = torch.autograd.grad(model(**batch).loss, self._tensors, allow_unused=True)
+        add_gradients(totals, gradients)
+
+    def choose_by(self, totals: list[torch.Tensor]) -> None:
+        """Select by what was added up."""
+        raise NotImplementedError(type(self).__name__)
+
+
+def add_up(
+    model: nn.Module,
+    tensors: Sequence[nn.Parameter],
+    batches: Batches,
+    samples: int,
+    progress: Callable[[int, int], None],
+    add: Callable[[dict[str, torch.Tensor], list[torch.Tensor]], None],
+) -> list[torch.Tensor]:
+    """What `add` has added over single examples, in evaluation mode: fp32, flat, one sum per tensor.
+
+    Raises:
+        DataError: when there is no example.
+    """
+    import torch
+
+    totals = [torch.zeros(tensor.numel(), device=tensor.device) for tensor in tensors]
+    was_training = model.training
+    model.eval()
+    done = 0
+    for batch in islice(batches, samples):
+        add(dict(batch), totals)
+        done += 1
+        progress(done, samples)
+    model.train(was_training)
+    if not done:
+        raise DataError("There is no training example to score.", "Use a larger dataset.")
+    return totals

@@ -1,0 +1,159 @@
+"""SHiRA: sparse high-rank adapters, as many weights per matrix as LoRA of a given rank would have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from engine.errors import BudgetError
+from engine.methods._scored import GradientScored, ScoringConfig
+from engine.methods.contract import Batches, LearningRate, MethodConfig, Paper, largest
+from engine.methods.registry import register
+from engine.models.architecture import Architecture, Parameter
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class ShiraConfig(ScoringConfig):
+    """Settings of SHiRA."""
+
+    rank: int = Field(
+        4,
+        ge=1,
+        le=4096,
+        title="Rank to match",
+        description="Each matrix trains as many weights as LoRA of this rank would add to it.",
+        json_schema_extra={"source": "this lab; peft's default is 32", "budget": True},
+    )
+    mask: Literal["random", "magnitude", "gradient", "saliency"] = Field(
+        "saliency",
+        title="Which weights",
+        description=(
+            "random: by lot. magnitude: the largest. gradient: those with the largest mean gradient. saliency: the "
+            "largest product of weight and gradient (SNIP)."
+        ),
+        json_schema_extra={"source": "paper"},
+    )
+
+
+@register
+class SHiRA(GradientScored):
+    r"""Trains a fixed small number of weights in every matrix: LoRA's budget without LoRA's low rank.
+
+    ### Why it exists
+
+    LoRA's change has low rank by construction. If the same number of weights is trained inside the
+    matrix instead, the change is sparse and its rank as high as can be. Sparse changes have a second
+    charm: an adapter is a list of positions and values, which can be written into the weights and
+    taken out again in no time, and two of them hardly touch each other.
+
+    ### What to watch
+
+    Every matrix of a shape has the same number of selected entries, r(m + n) as in LoRA of rank r.
+    Compare it with LoRA at the same rank: same count, same place in the model, another shape of the
+    change. Switch the mask and see how much the choice within a matrix matters.
+
+    ### When it fails
+
+    Only linear layers of the blocks take part, in proportion to their sides and not to what the task
+    needs there. The masks that look at gradients do so before training, with a random head. On
+    small matrices a rank that is high enough to matter selects everything.
+    """
+
+    name = "shira"
+    title = "SHiRA"
+    paper = Paper(
+        title="Sparse High Rank Adapters",
+        authors="Bhardwaj et al.",
+        venue="NeurIPS 2024",
+        year=2024,
+        url="https://arxiv.org/abs/2406.13175",
+    )
+    formula = r"W' = W + \Delta, \qquad \|\Delta\|_0 = r\,(m + n)"
+    symbols: ClassVar[dict[str, str]] = {
+        r"W": "pretrained matrix with m rows and n columns",
+        r"\Delta": "the change; its positions are fixed before training",
+        r"\|\Delta\|_0": "number of entries that may differ from zero",
+        r"r": "rank of the LoRA that has as many parameters",
+    }
+    lr = LearningRate(4e-3, "FISH Mask's: this method was not tuned on MiniLM")
+    notes = (
+        "Positions and counts as in the paper; its structured mask is left out. peft offers the random mask alone and "
+        "draws it from a generator with one fixed seed, so that matrices of one shape, and all runs, share their "
+        "pattern; here every matrix and every seed has its own. peft adds the change to a copy of the weight in every "
+        "pass; here the entries train in place, which gives the same model."
+    )
+    Config: ClassVar[type[MethodConfig]] = ShiraConfig
+    composes = False
+
+    @classmethod
+    def trainables(cls, architecture: Architecture, config: Any) -> tuple[Parameter, ...]:
+        return architecture.linears()
+
+    @classmethod
+    def eligible(cls, architecture: Architecture, config: Any) -> int:
+        return sum(row.size for row in architecture.linears())
+
+    @classmethod
+    def size(cls, architecture: Architecture, config: Any) -> int:
+        return sum(_count(row, config.rank) for row in architecture.linears())
+
+    @classmethod
+    def fit(cls, architecture: Architecture, config: Any, target: int) -> MethodConfig:
+        """The highest rank that `target` allows.
+
+        Raises:
+            BudgetError: when rank 1 is too much.
+        """
+
+        def size(rank: int) -> int:
+            return cls.size(architecture, config.model_copy(update={"rank": rank}))
+
+        found = largest(size, 1, max(min(row.shape) for row in architecture.linears()), target)
+        if found is None:
+            raise BudgetError(
+                f"{cls.title} trains at least {size(1):,} parameters here: as many as LoRA of rank 1.",
+                f"Ask for at least {size(1):,}, or choose another method.",
+            )
+        return config.model_copy(update={"rank": found})
+
+    @classmethod
+    def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
+        whole = [row for row in architecture.linears() if _count(row, config.rank) == row.size]
+        return [f"At rank {config.rank} all weights of {len(whole)} matrices are selected."] if whole else []
+
+    def score_pass(self, model: nn.Module, batches: Batches, progress: Callable[[int, int], None]) -> None:
+        """Select by data, or without looking at any where the mask needs none."""
+        import torch
+
+        config: Any = self.config
+        quotas = [_count(row, config.rank) for row in self.rows]
+        if config.mask == "random":
+            self.choose(
+                lambda number: torch.zeros(self.rows[number].size, device=self._tensors[number].device),
+                seed=self.context.method_seed,
+                quotas=quotas,
+            )
+        elif config.mask == "magnitude":
+            self.choose(self.magnitudes, quotas=quotas)
+        else:
+            super().score_pass(model, batches, progress)
+
+    def choose_by(self, totals: list[torch.Tensor]) -> None:
+        """Select in every matrix by the mean gradient, times the weight if asked to."""
+        config: Any = self.config
+
+        def score(number: int) -> torch.Tensor:
+            strength = totals[number].abs()
+            return strength * self.magnitudes(number) if config.mask == "saliency" else strength
+
+        self.choose(score, quotas=[_count(row, config.rank) for row in self.rows])
+
+
+def _count(row: Parameter, rank: int) -> int:
+    """As many as LoRA has on this matrix, at most all of it."""
+    return min(rank * sum(row.shape), row.size)
