@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from engine.training.build import Built
 
+KINDS = ("try", "export", "prompt", "budgets")
 KEPT = 4
 """Finished runs kept in memory."""
 MAX_CHARACTERS = 20_000
@@ -57,12 +58,12 @@ def answer_request(home: Path, kind: str, payload: Mapping[str, Any], caches: Ca
     Args:
         home: the store.
         kind: ``try`` with ``runs``, ``text`` and ``pair``; ``export`` for download, with ``run`` and
-            ``format``; or ``prompt`` with ``model``, ``task`` and ``shots``.
+            ``format``; ``prompt`` with ``model``, ``task`` and ``shots``; or ``budgets`` with ``run``.
         payload: the named values.
         caches: kept between questions.
 
     Returns:
-        What `answer` returns, the ``path`` of the written file, or what `by_shots` returns.
+        What `answer` returns, the ``path`` of the written file, or what `by_shots` or `budgets` returns.
 
     Raises:
         SpecError: for another kind.
@@ -79,7 +80,11 @@ def answer_request(home: Path, kind: str, payload: Mapping[str, Any], caches: Ca
 
         speaker = load_speaker(payload["model"])
         return by_shots(speaker, payload["task"], payload["shots"], seconds=PROMPT_SECONDS)
-    raise SpecError(f"Questions of kind {kind!r} are not answered.", "Ask to `try`, to `export` or to `prompt`.")
+    if kind == "budgets":
+        from engine.export.budgets import budgets
+
+        return budgets(home, payload["run"])
+    raise SpecError(f"Questions of kind {kind!r} are not answered.", f"Known: {', '.join(KINDS)}.")
 
 
 def answer(

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.parts import compared, feed, linked, shell
+from pages.parts import compared, feed, linked, masks, shell
 from pages.parts.figures.comparison import overlay_chart, pareto_chart
 from pages.parts.picture import draw_chart, theme
 from pages.parts.tables import label_of
@@ -85,3 +85,4 @@ with shell.told():
             compared.curves(groups), curve or "validation/accuracy", theme(), compared.majority(groups)
         )
         draw_chart(overlay, live=False, key="compare")
+    masks.overlap_section([finished[run_id] for run_id in chosen])

@@ -5,7 +5,7 @@ import functools
 import streamlit as st
 
 from engine.errors import EngineError
-from pages.parts import feed, linked, run_head, shell, taking
+from pages.parts import feed, linked, masks, run_head, shell, taking
 from pages.parts.panel import watch
 from pages.parts.results import recipe, summary_metrics, test_results
 from pages.parts.tables import runs_table
@@ -47,6 +47,9 @@ view = linked.choice("view", titles, "overview", key=f"view-{row.id}")
 
 if view == "result":
     test_results(snapshot.metas["test"], key=row.id)
+    if masks.grew(record):
+        with shell.told():
+            masks.budgets_section(row)
 elif view == "recipe":
     recipe(row)
     taking.downloads(row)

@@ -1,4 +1,4 @@
-"""Commands about runs: run, submit, runs, show, stop, resume, try, export, prune, serve, bench."""
+"""Commands about runs: run, submit, runs, show, stop, resume, try, export, overlap, budgets, prune, serve, bench."""
 
 from __future__ import annotations
 
@@ -170,6 +170,57 @@ def export(arguments: argparse.Namespace) -> int:
     row = Runs(settings.home()).find(arguments.run)
     written = export_run(settings.home(), row.id, arguments.format, Path(arguments.to))
     return emit(arguments, {"run": row.id, "format": arguments.format, "file": str(written)}, f"wrote {written}")
+
+
+def overlap(arguments: argparse.Namespace) -> int:
+    """Say how far the masks of finished runs agree."""
+    from engine.stats.overlap import overlaps
+    from engine.store.masks import mask_of
+    from engine.store.run_reader import RunReader
+
+    store = Runs(settings.home())
+    masks = []
+    for name in arguments.run:
+        row = store.find(name)
+        with RunReader(store.folder(row.id).database) as reader:
+            mask = mask_of(f"{row.method} {row.id}", reader.metas(), reader.selection())
+        if mask is None:
+            raise SpecError(f"Run {row.id} has no mask: {row.method} does not select single weights.", "Leave it out.")
+        masks.append(mask)
+    if len(masks) < 2:
+        raise SpecError("One mask has nothing to be compared with.", "Name at least two runs.")
+    found = overlaps(masks)
+    rows = [
+        {
+            "first": pair.first,
+            "second": pair.second,
+            "common": pair.common,
+            "by lot": f"{pair.expected:.1f}",
+            "jaccard": f"{pair.jaccard:.4f}",
+        }
+        for pair in found
+    ]
+    text = "\n".join([table(rows), "", *(pair.sentence for pair in found)])
+    return emit(arguments, [vars(pair) for pair in found], text)
+
+
+def budgets(arguments: argparse.Namespace) -> int:
+    """Measure one run at growing sizes of its mask."""
+    from engine.export.budgets import budgets as measure
+
+    row = Runs(settings.home()).find(arguments.run)
+    folder = Path(arguments.write) if arguments.write else None
+    found = measure(settings.home(), row.id, folder=folder)
+    rows = [
+        {
+            "weights": f"{entry['params']:,}",
+            "until step": entry["step"],
+            "accuracy": f"{100 * entry['accuracy']:.1f} % [{100 * entry['ci95'][0]:.1f}, {100 * entry['ci95'][1]:.1f}]",
+            **({"file": entry["file"]} if folder else {}),
+        }
+        for entry in found["rows"]
+    ]
+    return emit(arguments, found, table(rows))
 
 
 def prune(arguments: argparse.Namespace) -> int:

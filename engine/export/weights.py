@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineError
 from engine.export.finished import Finished
+
+if TYPE_CHECKING:
+    from engine.training.result_file import Result
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -26,11 +29,16 @@ TOKENIZER_FILES = (
 
 def write_delta(finished: Finished, target: Path) -> None:
     """One safetensors file with the changed entries, the head, and what they belong to."""
-    from engine.export.rebuild import own_tensors
-    from engine.sparse import delta
     from engine.training.result_file import read_result
 
-    result = read_result(finished.folder.result)
+    delta_to(finished, read_result(finished.folder.result), target)
+
+
+def delta_to(finished: Finished, result: Result, target: Path) -> None:
+    """As `write_delta`, for a result of the run that may hold fewer entries."""
+    from engine.export.rebuild import own_tensors
+    from engine.sparse import delta
+
     metadata = {
         "method": finished.spec.method.name,
         "eligibility": eligibility(finished),

@@ -278,6 +278,36 @@ def test_runs_of_different_models_are_told_apart_and_warned_of(house, words_of):
     assert [name.split(", ")[-1] for name in app.dataframe[0].value["Method"]] == ["minilm-l6", "nano-bert"]
 
 
+def test_masks_are_compared_with_what_chance_would_give(house, words_of):
+    for seed in (0, 1):
+        house.finish(house.add("id3", seed))
+    app = no_error(house.open("compare"))
+    assert "Did they choose the same weights?" in words_of(app)
+    (table,) = [frame.value for frame in app.dataframe if "By lot" in frame.value]
+    assert table["Jaccard"].tolist() == [1.0], "the house records the same entries for both"
+    assert table["Common"][0] > 10 * table["By lot"][0]
+
+
+def test_one_run_is_measured_at_many_budgets(house, words_of, monkeypatch):
+    from pages.parts import masks
+
+    rows = [
+        {"step": n, "params": 10 * n, "correct": 5 + n, "total": 10, "accuracy": (5 + n) / 10, "ci95": [0.1, 0.9]}
+        for n in (1, 2)
+    ]
+    answer = {"run": "r", "method": "id3", "head": 66, "rows": rows}
+    monkeypatch.setattr(masks.client, "ask", lambda *asked: asked)
+    monkeypatch.setattr(masks.client, "answer", lambda *asked: type("Given", (), {"value": lambda self: answer})())
+    run_id = house.add("id3")
+    house.finish(run_id)
+    app = no_error(house.open("run", run=run_id, view="result"))
+    app.button(key=f"budgets-{run_id}").click().run()
+    no_error(app)
+    (table,) = [frame.value for frame in app.dataframe if "Weights" in frame.value]
+    assert table["Weights"].tolist() == [10, 20]
+    assert "go back to what they were" in words_of(app)
+
+
 def test_the_budget_offered_is_as_far_as_bitfit_goes_on_the_model(house):
     app = no_error(house.open("launch"))
     assert app.number_input(key="launch--params-nano-bert").value == 5_888

@@ -1,0 +1,105 @@
+"""What masks say after a run: how far several agree, and what one is worth at its earlier sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from engine import settings
+from engine.jobs import client
+from engine.stats.overlap import Overlap, overlaps
+from engine.store.masks import mask_of
+from engine.store.run_row import RunRow
+from pages.parts import feed
+from pages.parts.figures.budgets import budgets_chart
+from pages.parts.picture import draw_chart, theme
+from pages.parts.tables import label_of
+from pages.parts.words import with_interval
+
+MOST = 12
+"""Masks compared at a time: 66 pairs."""
+WAIT_SECONDS = 300.0
+
+
+def overlap_section(rows: Sequence[RunRow]) -> None:
+    """Which weights runs have in common, where two or more of them selected single weights of one model."""
+    stored = [(row, feed.StoredRun(row.id)) for row in rows]
+    masks = [mask_of(label_of(row), run.snapshot().metas, run.selection()) for row, run in stored]
+    found = [mask for mask in masks if mask is not None]
+    if len(found) < 2 or len({mask.base for mask in found}) > 1:
+        return
+    pairs = overlaps(found[:MOST])
+    st.subheader("Did they choose the same weights?", anchor=False)
+    st.caption(
+        "Entries that two runs both train, beside the number that two masks of these sizes drawn by lot would have in "
+        "common. Only a difference from that number says that two rules agree, or avoid each other."
+    )
+    st.dataframe(
+        _table(pairs), hide_index=True, alt=f"Overlap of {len(found[:MOST])} masks, pair by pair",
+        column_config={
+            "Common": st.column_config.NumberColumn(format="localized"),
+            "By lot": st.column_config.NumberColumn(format="%.1f", help="Expected of masks drawn by lot"),
+            "± by lot": st.column_config.NumberColumn(format="%.1f", help="Its standard deviation"),
+            "Of the smaller": st.column_config.NumberColumn(format="percent"),
+            "Jaccard": st.column_config.NumberColumn(format="%.4f", help="Common over all that are in either"),
+        },
+    )  # fmt: skip
+    if len(found) > MOST:
+        st.caption(f"The first {MOST} of {len(found)} masks.")
+
+
+def _table(pairs: Sequence[Overlap]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "First": pair.first,
+                "Second": pair.second,
+                "Common": pair.common,
+                "By lot": pair.expected,
+                "± by lot": pair.spread,
+                "Of the smaller": pair.common / max(1, min(pair.counts)),
+                "Jaccard": pair.jaccard,
+            }
+            for pair in pairs
+        ]
+    )
+
+
+def budgets_section(row: RunRow) -> None:
+    """Accuracy at the earlier sizes of a mask that grew, measured when asked for."""
+    st.subheader("One run, many budgets", anchor=False)
+    st.caption(
+        "This mask grew step by step, so that it holds smaller ones. Each is measured again on the test set: the "
+        "weights selected up to a step keep the values they ended with, all later ones go back to what they were."
+    )
+    measured = st.session_state.setdefault("budgets", {})
+    if st.button("Measure ten sizes", icon=":material/stacked_line_chart:", key=f"budgets-{row.id}"):
+        with st.spinner("The engine measures …"):
+            asked = client.ask(settings.home(), "budgets", {"run": row.id})
+            measured[row.id] = client.answer(settings.home(), asked, WAIT_SECONDS).value()
+    if row.id in measured:
+        _budgets(measured[row.id])
+
+
+def _budgets(found: dict[str, Any]) -> None:
+    draw_chart(budgets_chart(found, theme()), live=False, key="budgets")
+    rows = [
+        {
+            "Weights": entry["params"],
+            "Selected until step": entry["step"],
+            "Right": f"{entry['correct']} of {entry['total']}",
+            "Test accuracy (95 % interval)": with_interval(entry["accuracy"], entry["ci95"]),
+        }
+        for entry in found["rows"]
+    ]
+    st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Test accuracy by size of the mask")
+    st.caption(f"The task head, {found['head']:,} scalars, is the trained one throughout.")
+
+
+def grew(record: feed.StoredRun) -> bool:
+    """Whether a run selected its weights at more than one step."""
+    steps = record.selection()["step"]
+    return bool(len(steps)) and steps.min() != steps.max()

@@ -1,0 +1,58 @@
+"""Overlap of masks: counted exactly, and set against what masks drawn by lot would share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine.errors import SpecError
+from engine.stats.overlap import Mask, overlaps
+
+SIZES = {"a": 1000, "b": 3000}
+
+
+def mask(label: str, entries: dict[str, list[int]], base: str = "w") -> Mask:
+    return Mask(label, base, SIZES, {name: np.array(index) for name, index in entries.items()})
+
+
+def drawn(label: str, count: int, rng: np.random.Generator) -> Mask:
+    chosen = rng.choice(4000, count, replace=False)
+    return mask(label, {"a": [i for i in chosen if i < 1000], "b": [i - 1000 for i in chosen if i >= 1000]})
+
+
+def test_common_entries_are_counted_tensor_by_tensor() -> None:
+    (pair,) = overlaps([mask("x", {"a": [1, 2, 3], "b": [5]}), mask("y", {"a": [3, 4], "b": [5, 6, 7]})])
+    assert (pair.counts, pair.common) == ((4, 5), 2)
+    assert pair.jaccard == pytest.approx(2 / 7)
+    assert pair.expected == pytest.approx(4 * 5 / 4000)
+
+
+def test_masks_by_lot_share_what_is_expected_of_them() -> None:
+    rng = np.random.default_rng(0)
+    found = [overlaps([drawn("x", 400, rng), drawn("y", 900, rng)])[0] for _ in range(300)]
+    assert np.mean([pair.common for pair in found]) == pytest.approx(
+        found[0].expected, abs=4 * found[0].spread / 300**0.5
+    )
+    assert np.std([pair.common for pair in found]) == pytest.approx(found[0].spread, rel=0.15)
+    assert sum("as many as by lot" in pair.sentence for pair in found) > 290
+
+
+def test_agreeing_and_avoiding_masks_are_called_so() -> None:
+    same = mask("x", {"b": list(range(300))})
+    (agree,) = overlaps([same, mask("y", {"b": list(range(100, 400))})])
+    (avoid,) = overlaps([mask("u", {"b": list(range(2000))}), mask("v", {"b": list(range(2000, 3000))})])
+    assert "times as many as by lot" in agree.sentence
+    assert "fewer than by lot (500)" in avoid.sentence
+    (itself,) = overlaps([same, same])
+    assert itself.jaccard == 1.0
+
+
+def test_masks_of_different_models_are_refused() -> None:
+    with pytest.raises(SpecError, match="different models"):
+        overlaps([mask("x", {"a": [1]}), mask("y", {"a": [1]}, base="other")])
+
+
+def test_an_empty_mask_shares_nothing() -> None:
+    (pair,) = overlaps([mask("x", {}), mask("y", {"a": [1]})])
+    assert (pair.common, pair.jaccard, pair.expected_jaccard) == (0, 0.0, 0.0)
+    assert "share nothing" in pair.sentence
