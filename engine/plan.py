@@ -233,9 +233,9 @@ def workload(spec: RunSpec, setting: Setting, params: Params) -> estimate.Worklo
     evaluated = CURVE_ITEMS * (len(curve_points(spec.train.steps)) + 1) + sum(
         len(setting.dataset.splits[name].labels) for name in ("validation", "test")
     )
-    dense = setting.architecture.backbone if spec.method.name == "full" else ()
-    streams = "mask" in method_named(spec.method.name).views and spec.method.on is None
-    gradients = sum(p.size for p in (setting.architecture.linears() if streams else dense))
+    method = method_named(spec.method.name)
+    config = config_of(spec.method)
+    gradients = 0 if spec.method.on else method.dense_gradients(setting.architecture, config)
     return estimate.Workload(
         architecture=setting.architecture,
         trainable=params.peak + params.head,

@@ -183,9 +183,10 @@ def overlap(arguments: argparse.Namespace) -> int:
     for name in arguments.run:
         row = store.find(name)
         with RunReader(store.folder(row.id).database) as reader:
-            mask = mask_of(f"{row.method} {row.id}", reader.metas(), reader.selection())
+            count = reader.latest().get("mask/selected", (0, 0.0))[1]
+            mask = mask_of(f"{row.method} {row.id}", row.method, reader.metas(), reader.selection(), count)
         if mask is None:
-            raise SpecError(f"Run {row.id} has no mask: {row.method} does not select single weights.", "Leave it out.")
+            raise SpecError(f"Run {row.id} has no mask on record: none, or too many entries.", "Leave it out.")
         masks.append(mask)
     if len(masks) < 2:
         raise SpecError("One mask has nothing to be compared with.", "Name at least two runs.")
@@ -196,6 +197,7 @@ def overlap(arguments: argparse.Namespace) -> int:
             "second": pair.second,
             "common": pair.common,
             "by lot": f"{pair.expected:.1f}",
+            "within tensors": f"{pair.within:.1f}",
             "jaccard": f"{pair.jaccard:.4f}",
         }
         for pair in found

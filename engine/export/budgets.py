@@ -50,6 +50,11 @@ def budgets(home: Path, run_id: str, *, folder: Path | None = None, progress: Pr
 
     with opened(home, run_id) as finished:
         finished.check_finished()
+        if folder is not None and finished.spec.method.on:
+            raise SpecError(
+                "This mask lies on what another method added, so that no delta fits the base model.",
+                "Measure it without --write.",
+            )
         result = read_result(finished.folder.result)
         trained = own_tensors(result, 0)
         limits = _limits(trained, finished)

@@ -15,10 +15,68 @@ from engine.methods.contract import Context, Method, MethodConfig, largest
 from engine.models.architecture import Architecture, Parameter
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     import torch
     from torch import nn
+
+
+class OwnAdamW:
+    """AdamW that a method runs itself, over tensors known by name; one without a gradient is left alone.
+
+    Args:
+        tensors: what it may train.
+        weight_decay: decoupled, of whole tensors.
+    """
+
+    def __init__(self, tensors: Mapping[str, nn.Parameter], weight_decay: float) -> None:
+        import torch
+
+        self._tensors = dict(tensors)
+        self._adamw = torch.optim.AdamW(list(tensors.values()), weight_decay=weight_decay, fused=True)
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Those there are, by name."""
+        return {name: tensor.grad for name, tensor in self._tensors.items() if tensor.grad is not None}
+
+    def square(self) -> torch.Tensor | None:
+        """Their sum of squares, 0-d; None when there is none."""
+        import torch
+
+        squares = [gradient.square().sum() for gradient in self.gradients().values()]
+        return torch.stack(squares).sum() if squares else None
+
+    def step(self, lr: float, scale: torch.Tensor) -> None:
+        """One update with the gradients times `scale`, which are dropped then."""
+        for gradient in self.gradients().values():
+            gradient.mul_(scale)
+        self._adamw.param_groups[0]["lr"] = lr
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+
+    def forget(self, name: str) -> None:
+        """Drop the moments of one tensor."""
+        self._adamw.state.pop(self._tensors[name], None)
+
+    def scalars(self) -> int:
+        """Scalars of moments."""
+        return 2 * sum(state["exp_avg"].numel() for state in self._adamw.state.values())
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All moments, by ``<moment>.<tensor>``."""
+        return {
+            f"{key}.{name}": moment
+            for name, tensor in self._tensors.items()
+            for key, moment in self._adamw.state.get(tensor, {}).items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Inverse of `state_dict`; other keys are ignored."""
+        for name, tensor in self._tensors.items():
+            if f"exp_avg.{name}" in state:
+                self._adamw.state[tensor] = {
+                    key: state[f"{key}.{name}"].to(tensor.device) for key in ("step", "exp_avg", "exp_avg_sq")
+                }
 
 
 class ActiveTensors(Method):
@@ -26,6 +84,7 @@ class ActiveTensors(Method):
 
     family = "selective"
     views: ClassVar[tuple[str, ...]] = ("change",)
+    steady = False
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
         super().__init__(config, context, inner)
@@ -33,14 +92,16 @@ class ActiveTensors(Method):
         self.touched: set[str] = set()
         """Names of all tensors that have been active so far."""
         self._tensors: dict[str, nn.Parameter] = {}
-        self._optimizer: torch.optim.AdamW | None = None
+        self._optimizer: OwnAdamW | None = None
+
+    @classmethod
+    def dense_gradients(cls, architecture: Architecture, config: Any) -> int:
+        return cls.size(architecture, config)
 
     # --- work ----------------------------------------------------------------------------
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Freeze what is no candidate; all candidates have gradients until some are made active."""
-        import torch
-
         named = dict(model.named_parameters())
         rows = self.trainables(self.context.architecture, self.config)
         self._tensors = {row.name: named[row.name] for row in rows}
@@ -48,11 +109,11 @@ class ActiveTensors(Method):
         for name, parameter in named.items():
             if name not in heads:
                 parameter.requires_grad_(name in self._tensors)
-        self._optimizer = torch.optim.AdamW(list(self._tensors.values()), weight_decay=self.context.weight_decay)
+        self._optimizer = OwnAdamW(self._tensors, self.context.weight_decay)
         return model
 
     @property
-    def optimizer(self) -> torch.optim.AdamW:
+    def optimizer(self) -> OwnAdamW:
         """Of the active tensors; there once the method is attached."""
         assert self._optimizer is not None, "attach first"
         return self._optimizer
@@ -66,26 +127,16 @@ class ActiveTensors(Method):
             if name not in self.active:
                 tensor.grad = None
                 if not keep_state:
-                    self.optimizer.state.pop(tensor, None)
-
-    def _gradients(self) -> list[torch.Tensor]:
-        return [tensor.grad for tensor in self._tensors.values() if tensor.grad is not None]
+                    self.optimizer.forget(name)
 
     def gradient_square(self) -> torch.Tensor | None:
-        import torch
-
-        squares = [gradient.square().sum() for gradient in self._gradients()]
-        return torch.stack(squares).sum() if squares else None
+        return self.optimizer.square()
 
     def update(self, lr: float, scale: torch.Tensor) -> None:
-        for gradient in self._gradients():
-            gradient.mul_(scale)
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(lr, scale)
 
     def optimizer_scalars(self) -> int:
-        return 2 * sum(state["exp_avg"].numel() for state in self.optimizer.state.values())
+        return self.optimizer.scalars()
 
     # --- observation -----------------------------------------------------------------------
 
@@ -102,13 +153,10 @@ class ActiveTensors(Method):
         """Values of all tensors touched, which of them are active, and the moments there are."""
         import torch
 
-        state: dict[str, torch.Tensor] = {}
+        state = self.optimizer.state_dict()
         for name in sorted(self.touched):
-            tensor = self._tensors[name]
-            state[f"value.{name}"] = tensor.detach()
+            state[f"value.{name}"] = self._tensors[name].detach()
             state[f"active.{name}"] = torch.tensor(name in self.active)
-            for key, moment in self.optimizer.state.get(tensor, {}).items():
-                state[f"{key}.{name}"] = moment
         return state
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
@@ -117,13 +165,10 @@ class ActiveTensors(Method):
         values = {key.removeprefix("value."): value for key, value in state.items() if key.startswith("value.")}
         self.touched = set(values)
         self.activate([name for name in values if bool(state[f"active.{name}"])])
-        for name, value in values.items():
-            tensor = self._tensors[name]
-            with torch.no_grad():
-                tensor.copy_(value)
-            if f"exp_avg.{name}" in state:
-                moments = {key: state[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-                self.optimizer.state[tensor] = {key: moment.to(tensor.device) for key, moment in moments.items()}
+        with torch.no_grad():
+            for name, value in values.items():
+                self._tensors[name].copy_(value)
+        self.optimizer.load_state_dict(state)
 
     def result(self) -> dict[str, torch.Tensor]:
         return {name: self._tensors[name].detach().cpu().clone() for name in sorted(self.touched)}

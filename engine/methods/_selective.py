@@ -66,6 +66,8 @@ class Selective(Method):
     composes = True
     export_formats: ClassVar[tuple[str, ...]] = ("delta", "merged")
     Config: ClassVar[type[MethodConfig]] = SelectiveConfig
+    scattered: ClassVar[bool] = True
+    """Whether single entries are chosen, each for itself, and not whole blocks."""
     correction: Correction = "global"
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
@@ -75,6 +77,11 @@ class Selective(Method):
                 f"{self.title} cannot stand on {inner.title}, which needs the gradients of all its entries "
                 "to move ranks, while a sparse method drops them.",
                 "Put it on LoRA or DoRA.",
+            )
+        if inner is not None and not inner.steady:
+            raise SpecError(
+                f"{self.title} cannot stand on {inner.title}, which changes what it trains in mid-run.",
+                "Put it on LoRA or DoRA, or leave out `on`.",
             )
         if isinstance(inner, Selective):
             raise SpecError(
@@ -125,6 +132,16 @@ class Selective(Method):
         if config.k <= eligible:
             return []
         return [f"Only {eligible:,} weights may be selected here: all of them are, not {config.k:,}."]
+
+    @classmethod
+    def dense_gradients(cls, architecture: Architecture, config: Any) -> int:
+        """Those of the blocks' matrices; word embeddings give the rows of the batch's words alone."""
+        return sum(row.size for row in architecture.linears())
+
+    @classmethod
+    def on_lora_alone(cls, architecture: Architecture, config: Any) -> bool:
+        """Whether all that may be selected are the two matrices of LoRA, one of which starts at zero."""
+        return {row.part for row in cls.trainables(architecture, config)} == {"A", "B"}
 
     @classmethod
     def zeros_of_b(cls, architecture: Architecture, config: Any) -> int:

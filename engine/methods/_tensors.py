@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine.methods.contract import Context, Method, MethodConfig
-from engine.models.architecture import Parameter
+from engine.models.architecture import Architecture, Parameter
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +18,10 @@ class WholeTensors(Method):
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
         super().__init__(config, context, inner)
         self._by_name: dict[str, nn.Parameter] = {}
+
+    @classmethod
+    def dense_gradients(cls, architecture: Architecture, config: Any) -> int:
+        return cls.size(architecture, config)
 
     def rows_trained(self) -> tuple[Parameter, ...]:
         """The rows of the tensors that train."""

@@ -109,6 +109,14 @@ class Components(WholeTensors):
 
     @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
-        if cls.trainables(architecture, config):
-            return []
-        return ["This model has no such component: nothing but the task head trains."]
+        roles = {row.role for row in architecture.backbone}
+        found = [
+            f"This model has no {name.replace('_', ' ')}: that part of `train` trains nothing."
+            for name in config.train
+            if name in _ROLES and not roles & set(_ROLES[name])
+        ]
+        if "gate_up" in config.train and "gate" not in roles:
+            found.append("This model has no gates: of gate and up projections only the latter train.")
+        if "query_value" in config.train and "qkv" in roles:
+            found.append("This model keeps queries, keys and values in one matrix, so that keys train as well.")
+        return found

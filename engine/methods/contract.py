@@ -161,6 +161,8 @@ class Method:
     """Inside views this method feeds: ``mask``, ``rank``, ``change``."""
     composes: ClassVar[bool] = False
     """Whether it can be put on top of another method (``on:``)."""
+    steady: ClassVar[bool] = True
+    """Whether the tensors of `parameters` are the same ones all through a run, so that others can stand on it."""
     scores_first: ClassVar[bool] = False
     not_capturable: ClassVar[str] = ""
     """Why its step cannot be captured as a CUDA graph; empty when it can."""
@@ -204,6 +206,11 @@ class Method:
     def peak(cls, architecture: Architecture, config: Any) -> int:
         """Scalars it holds at most while it trains; more than `size` where ranks shrink."""
         return cls.size(architecture, config)
+
+    @classmethod
+    def dense_gradients(cls, architecture: Architecture, config: Any) -> int:
+        """Scalars of the model's own tensors whose gradients each step computes; those of added tensors apart."""
+        return 0
 
     @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:

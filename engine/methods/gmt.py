@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from engine.errors import BudgetError
-from engine.methods._active import ActiveTensors
+from engine.errors import BudgetError, Diverged, RunFailed
+from engine.methods._active import ActiveTensors, OwnAdamW
 from engine.methods.contract import Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
@@ -25,13 +25,13 @@ class GmtConfig(MethodConfig):
         ge=1,
         title="Weights per step",
         description="How many weights are updated at each step; other ones at the next.",
-        json_schema_extra={"budget": True, "source": "this lab; the paper updates 10 to 40 per cent"},
+        json_schema_extra={"budget": True, "source": "this lab: the common budget"},
     )
     scope: Literal["tensor", "global"] = Field(
         "tensor",
         title="Ranking",
         description="tensor: the same share in each tensor. global: one ranking over all of them.",
-        json_schema_extra={"source": "this lab; the paper does not say"},
+        json_schema_extra={"source": "this lab: no code was published"},
     )
     mask: Literal["gradient", "update"] = Field(
         "gradient",
@@ -85,18 +85,19 @@ class GMT(ActiveTensors):
     }
     lr = LearningRate(5e-5, "that of full fine-tuning: this method was not tuned on MiniLM")
     notes = (
-        "No code was published, and the paper leaves open whether the ranking is one per tensor; both are here, and "
-        "exactly k weights are kept, ties going to the lowest index. The paper accumulates several batches before it "
+        "A reconstruction, as no code was published: whether the ranking is one per tensor is a setting, and exactly "
+        "k weights are kept, ties going to the lowest index. The paper accumulates several batches before it "
         "looks; here a step is one batch. The budget counts what is updated at a time; a finished run says how many "
         "weights moved in the end."
     )
     Config: ClassVar[type[MethodConfig]] = GmtConfig
+    not_capturable = "Every step ranks all gradients, tensor by tensor, and looks at the result."
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
         super().__init__(config, context, inner)
         self.rows = self.trainables(context.architecture, config)
         self._ever: dict[str, torch.Tensor] = {}
-        self._still: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor]] = []
+        self._masks: list[tuple[nn.Parameter, torch.Tensor, torch.Tensor | None]] = []
 
     @classmethod
     def trainables(cls, architecture: Architecture, config: Any) -> tuple[Parameter, ...]:
@@ -118,11 +119,25 @@ class GMT(ActiveTensors):
             raise BudgetError(f"{cls.title} updates 1 to {most:,} weights per step here.", "Ask for at least one.")
         return config.model_copy(update={"k": target})
 
+    @classmethod
+    def peak(cls, architecture: Architecture, config: Any) -> int:
+        return sum(row.size for row in architecture.backbone)
+
+    @classmethod
+    def dense_gradients(cls, architecture: Architecture, config: Any) -> int:
+        return cls.peak(architecture, config)
+
+    @classmethod
+    def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
+        most = cls.peak(architecture, config)
+        return [] if config.k <= most else [f"This model has {most:,} weights: all are updated, not {config.k:,}."]
+
     def attach(self, model: nn.Module) -> nn.Module:
         """Everything may be updated."""
         import torch
 
         model = super().attach(model)
+        self._optimizer = OwnAdamW(self._tensors, 0.0)  # decay is of the chosen weights alone
         self.activate([row.name for row in self.rows])
         self._ever = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in self._tensors.items()}
         return model
@@ -130,35 +145,40 @@ class GMT(ActiveTensors):
     def before_step(self, step: int) -> None:
         """Keep the largest gradients."""
         config: Any = self.config
-        for name, mask in self._chosen().items():
+        gradients = self.optimizer.gradients()
+        for name, mask in self._chosen(gradients).items():
             tensor = self._tensors[name]
-            assert tensor.grad is not None, "only tensors with a gradient are ranked"
-            tensor.grad.mul_(mask)
-            self._ever[name] |= mask
-            if config.mask == "update":
-                self._still.append((tensor, mask, tensor.detach().clone()))
+            gradients[name].mul_(mask)
+            self._ever[name] |= mask & (gradients[name] != 0)
+            self._masks.append((tensor, mask, tensor.detach().clone() if config.mask == "update" else None))
 
-    def _chosen(self) -> dict[str, torch.Tensor]:
-        """The weights to update, bool by name."""
+    def _chosen(self, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The weights to update, bool by name.
+
+        Raises:
+            Diverged: when a gradient is not finite.
+        """
         import torch
 
         from engine.sparse.selection import select, select_by_tensor, shares
 
         config: Any = self.config
-        found = [(name, tensor.grad) for name, tensor in self._tensors.items() if tensor.grad is not None]
-        gradients = [gradient.reshape(-1) for _, gradient in found]
+        gradients = [gradient.reshape(-1) for gradient in found.values()]
         sizes = [len(gradient) for gradient in gradients]
         k = min(config.k, sum(sizes))
 
         def strength(number: int) -> torch.Tensor:
             return gradients[number].float().abs()
 
-        if config.scope == "tensor":
-            picks = select_by_tensor(strength, sizes, shares(sizes, k))
-        else:
-            picks = select(strength, sizes, k)
+        try:
+            if config.scope == "tensor":
+                picks = select_by_tensor(strength, sizes, shares(sizes, k))
+            else:
+                picks = select(strength, sizes, k)
+        except RunFailed as error:
+            raise Diverged(error.what, error.todo) from None
         masks = {}
-        for number, (name, gradient) in enumerate(found):
+        for number, (name, gradient) in enumerate(found.items()):
             flat = torch.zeros(sizes[number], dtype=torch.bool, device=gradient.device)
             flat[picks.index[picks.tensor == number]] = True
             masks[name] = flat.view(gradient.shape)
@@ -167,14 +187,19 @@ class GMT(ActiveTensors):
     def update(self, lr: float, scale: torch.Tensor) -> None:
         import torch
 
+        decay = lr * self.context.weight_decay
+        with torch.no_grad():
+            for tensor, mask, _ in self._masks if decay else ():
+                tensor.mul_(torch.where(mask, 1 - decay, 1.0))
         super().update(lr, scale)
         with torch.no_grad():
-            for tensor, mask, before in self._still:
-                tensor.copy_(torch.where(mask, tensor, before))
-        self._still = []
+            for tensor, mask, before in self._masks:
+                if before is not None:
+                    tensor.copy_(torch.where(mask, tensor, before))
+        self._masks = []
 
     def kept(self) -> int | None:
-        """Weights that have been chosen at least once."""
+        """Weights that have been updated at least once."""
         return int(sum(int(mask.sum()) for mask in self._ever.values())) or None
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from engine.errors import BudgetError
 from engine.methods._active import ActiveTensors
-from engine.methods.contract import LearningRate, MethodConfig, Paper, largest
+from engine.methods.contract import Batches, LearningRate, MethodConfig, Paper, largest
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
@@ -75,6 +76,7 @@ class KappaTune(ActiveTensors):
         "shows the most they can have, and a finished run what it trained. Biases stay frozen."
     )
     Config: ClassVar[type[MethodConfig]] = KappaConfig
+    scores_first = True
 
     @classmethod
     def trainables(cls, architecture: Architecture, config: Any) -> tuple[Parameter, ...]:
@@ -104,14 +106,22 @@ class KappaTune(ActiveTensors):
             )
         return config.model_copy(update={"matrices": found})
 
-    def attach(self, model: nn.Module) -> nn.Module:
-        """Rank the matrices and train the best conditioned."""
+    @classmethod
+    def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
+        most = len(architecture.linears())
+        if config.matrices <= most:
+            return []
+        return [f"This model has {most} such matrices: all of them train, not {config.matrices}."]
+
+    def score_pass(self, model: nn.Module, batches: Batches, progress: Callable[[int, int], None]) -> None:
+        """Rank the matrices and train the best conditioned; no example is looked at."""
         config: Any = self.config
-        model = super().attach(model)
-        numbers = {name: condition(tensor) for name, tensor in self._tensors.items()}
+        numbers = {}
+        for name, tensor in self._tensors.items():
+            numbers[name] = condition(tensor)
+            progress(len(numbers), len(self._tensors))
         order = sorted(numbers, key=lambda name: numbers[name])  # equal ones stay in model order
         self.activate(order[: config.matrices])
-        return model
 
 
 def condition(weight: torch.Tensor) -> float:

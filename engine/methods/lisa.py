@@ -105,6 +105,11 @@ class LISA(ActiveBlocks):
             f"{draws} draws of {config.layers} cannot reach all {architecture.layers} layers; some never train.",
         ]
 
+    @classmethod
+    def peak(cls, architecture: Architecture, config: Any) -> int:
+        rows = cls.trainables(architecture, config)
+        return cls.size(architecture, config) if config.drop_state else sum(row.size for row in rows)
+
     def drawn(self, step: int) -> list[int]:
         """Layers that train at a step, from 0."""
         config: Any = self.config

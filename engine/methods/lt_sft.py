@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from engine.methods._selective import Selective, SelectiveConfig
+from engine.errors import Diverged, RunFailed
+from engine.methods._active import OwnAdamW
+from engine.methods._selective import SelectiveConfig, StaticMask
 from engine.methods.contract import Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
@@ -30,7 +32,7 @@ class LtSftConfig(SelectiveConfig):
 
 
 @register
-class LTSFT(Selective):
+class LTSFT(StaticMask):
     r"""Looks for the winning weights by training all of them first, then starts over with these alone.
 
     ### Why it exists
@@ -89,7 +91,16 @@ class LTSFT(Selective):
         self.switch = max(1, round(settings.probe * context.steps))
         """Steps of the first phase."""
         self._base: list[torch.Tensor] = []
-        self._dense: torch.optim.AdamW | None = None
+        self._dense: OwnAdamW | None = None
+
+    @classmethod
+    def peak(cls, architecture: Architecture, config: Any) -> int:
+        """Everything that is eligible trains in the first phase."""
+        return sum(row.size for row in cls.trainables(architecture, config))
+
+    @classmethod
+    def dense_gradients(cls, architecture: Architecture, config: Any) -> int:
+        return cls.peak(architecture, config)
 
     @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
@@ -103,11 +114,10 @@ class LTSFT(Selective):
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Remember where everything starts."""
-        import torch
-
         model = super().attach(model)
         self._base = [tensor.detach().clone() for tensor in self._tensors]
-        self._dense = torch.optim.AdamW(self._tensors, weight_decay=self.context.weight_decay)
+        named = {row.name: tensor for row, tensor in zip(self.rows, self._tensors, strict=True)}
+        self._dense = OwnAdamW(named, self.context.weight_decay)
         return model
 
     def _ask_for_rows(self, model: nn.Module) -> None:
@@ -119,22 +129,14 @@ class LTSFT(Selective):
             super().on_gradient(name, parameter)
 
     def gradient_square(self) -> torch.Tensor:
-        import torch
-
-        if self._dense is None:
-            return super().gradient_square()
-        return torch.stack([t.grad.square().sum() for t in self._tensors if t.grad is not None]).sum()
+        square = None if self._dense is None else self._dense.square()
+        return super().gradient_square() if square is None else square
 
     def update(self, lr: float, scale: torch.Tensor) -> None:
         if self._dense is None:
             super().update(lr, scale)
-            return
-        for tensor in self._tensors:
-            if tensor.grad is not None:
-                tensor.grad.mul_(scale)
-        self._dense.param_groups[0]["lr"] = lr
-        self._dense.step()
-        self._dense.zero_grad(set_to_none=True)
+        else:
+            self._dense.step(lr, scale)
 
     def after_step(self, step: int) -> None:
         """At the end of the first phase select what moved most, and go back."""
@@ -151,22 +153,23 @@ class LTSFT(Selective):
             scores = (tensor - self._base[number]).abs().reshape(-1).float()
             return exclude(scores, row.frozen_rows, row.size // max(1, row.shape[0]))
 
-        picks = select(moved, [row.size for row in self.rows], self.k)
+        try:
+            picks = select(moved, [row.size for row in self.rows], self.k)
+        except RunFailed as error:
+            raise Diverged(error.what, error.todo) from None
         with torch.no_grad():
             for tensor, base in zip(self._tensors, self._base, strict=True):
                 tensor.copy_(base)
-        self._dense = None
+        self._second_phase()
         self.sparse.add(picks.tensor, picks.index, self.switch)
         self._freeze_unused()
 
-    def _freeze_unused(self) -> None:
-        for number, tensor in enumerate(self._tensors):
-            tensor.requires_grad_(self.sparse.selected(number) is not None)
+    def _second_phase(self) -> None:
+        """Let go of what only the first phase needs."""
+        self._dense, self._base = None, []
 
     def optimizer_scalars(self) -> int:
-        if self._dense is None:
-            return super().optimizer_scalars()
-        return 2 * sum(tensor.numel() for tensor in self._tensors)
+        return super().optimizer_scalars() if self._dense is None else self._dense.scalars()
 
     # --- observation -----------------------------------------------------------------------
 
@@ -181,25 +184,18 @@ class LTSFT(Selective):
     def state_dict(self) -> dict[str, torch.Tensor]:
         if self._dense is None:
             return super().state_dict()
-        state: dict[str, torch.Tensor] = {}
-        for number, tensor in enumerate(self._tensors):
-            state[f"value.{number}"] = tensor.detach()
-            for key, moment in self._dense.state.get(tensor, {}).items():
-                state[f"{key}.{number}"] = moment
-        return state
+        values = {f"value.{row.name}": tensor.detach() for row, tensor in zip(self.rows, self._tensors, strict=True)}
+        return self._dense.state_dict() | values
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         import torch
 
         if "steps" in state:
-            self._dense = None
+            self._second_phase()
             super().load_state_dict(state)
-            self._freeze_unused()
             return
         assert self._dense is not None, "attach first"
-        for number, tensor in enumerate(self._tensors):
-            with torch.no_grad():
-                tensor.copy_(state[f"value.{number}"])
-            if f"exp_avg.{number}" in state:
-                moments = {key: state[f"{key}.{number}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-                self._dense.state[tensor] = {key: moment.to(tensor.device) for key, moment in moments.items()}
+        with torch.no_grad():
+            for row, tensor in zip(self.rows, self._tensors, strict=True):
+                tensor.copy_(state[f"value.{row.name}"])
+        self._dense.load_state_dict(state)

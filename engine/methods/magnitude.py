@@ -61,7 +61,10 @@ class LargestMagnitude(StaticMask):
     @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
         found = super().warnings(architecture, config, steps)
-        if cls.zeros_of_b(architecture, config):
+        lora = cls.on_lora_alone(architecture, config)
+        if lora and cls.size(architecture, config) + cls.zeros_of_b(architecture, config) <= cls.eligible(
+            architecture, config
+        ):
             found.append(
                 "LoRA's B starts at zero, so that the selected entries lie in A, which has no gradient while B is "
                 "zero: nothing but the head will learn."

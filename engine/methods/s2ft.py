@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from engine.errors import BudgetError
+from engine.methods._neurons import inputs_of
 from engine.methods._selective import StaticMask
 from engine.methods.contract import LearningRate, MethodConfig, Paper, largest
 from engine.methods.registry import register
@@ -47,7 +48,7 @@ class S2FT(StaticMask):
     Scattered single weights save memory but no time: hardware wants blocks. S2FT picks whole units, a
     channel of the feed-forward layer or an attention head, and trains the weights that lead out of
     it. All of them together are one slice of the matrix, so that gradients and updates of the slice
-    are small dense products. Which units hardly matters, the authors find: they draw them by lot.
+    are small dense products. Which units they are is left to a lottery.
 
     ### What to watch
 
@@ -86,6 +87,7 @@ class S2FT(StaticMask):
     )
     Config: ClassVar[type[MethodConfig]] = S2ftConfig
     composes = False
+    scattered = False
 
     @classmethod
     def trainables(cls, architecture: Architecture, config: Any) -> tuple[Parameter, ...]:
@@ -112,7 +114,7 @@ class S2FT(StaticMask):
         def size(channels: int) -> int:
             return cls.size(architecture, config.model_copy(update={"channels": channels}))
 
-        most = sum(_inputs(row) for row in architecture.linears(["down"]))
+        most = sum(inputs_of(row) for row in architecture.linears(["down"]))
         found = largest(size, 0 if config.heads else 1, most, target)
         if found is None:
             least = size(0 if config.heads else 1)
@@ -124,9 +126,12 @@ class S2FT(StaticMask):
 
     @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
-        return (
-            [] if config.heads or config.channels else ["Neither channels nor heads are chosen: only the head trains."]
-        )
+        most = len(_units(architecture, "down"))
+        if config.channels > most:
+            return [f"This model has {most:,} channels: all of them train, not {config.channels:,}."]
+        if config.heads or config.channels:
+            return []
+        return ["Neither channels nor heads are chosen: only the head trains."]
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Draw units over all layers and select what leads out of them."""
@@ -147,20 +152,16 @@ class S2FT(StaticMask):
         return model
 
 
-def _inputs(row: Parameter) -> int:
-    return row.shape[0] if row.transposed else row.shape[1]
-
-
 def _outputs(row: Parameter) -> int:
-    return row.size // _inputs(row)
+    return row.size // inputs_of(row)
 
 
 def _units(architecture: Architecture, role: str) -> list[tuple[Parameter, int, int]]:
     """Every channel or head as (matrix, first input, number of inputs)."""
     found: list[tuple[Parameter, int, int]] = []
     for row in architecture.linears([role]):
-        width = _inputs(row) // architecture.heads if role == "o" else 1
-        found.extend((row, start, width) for start in range(0, _inputs(row), width))
+        width = inputs_of(row) // architecture.heads if role == "o" else 1
+        found.extend((row, start, width) for start in range(0, inputs_of(row), width))
     return found
 
 

@@ -90,10 +90,13 @@ class Speft(GradientScored):
 
     @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
-        found = super().warnings(architecture, config, steps)
-        if config.score in ("saliency", "taylor", "skeleton") and cls.zeros_of_b(architecture, config):
-            found.append("LoRA's B is zero and so are all scores that multiply by it: the choice means nothing.")
-        return found
+        products = config.score in ("saliency", "taylor", "skeleton")
+        if products and cls.on_lora_alone(architecture, config):
+            return [
+                "B is zero, and A has no gradient while it is: every product of weight and gradient is zero, so that "
+                "the choice means nothing and perhaps nothing but the head learns."
+            ]
+        return super().warnings(architecture, config, steps)
 
     def add_example(
         self, model: nn.Module, batch: dict[str, torch.Tensor], totals: list[torch.Tensor], draws: torch.Generator

@@ -49,7 +49,7 @@ class Surgical(ActiveBlocks):
 
     The view of magnitude and direction has rows that move and rows that do not. Ask which layers
     were chosen, whether another seed's head chooses the same ones, and how well a single layer does
-    against all of them. Tasks that depend on word order tend to want lower layers than others.
+    against all of them.
 
     ### When it fails
 

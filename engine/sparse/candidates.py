@@ -41,8 +41,8 @@ def block_norms(gradient: torch.Tensor) -> torch.Tensor:
     return torch.cat([norms, torch.linalg.vector_norm(gradient[whole:]).view(1)])
 
 
-def _keys(scores: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Score above, reversed place below: no two keys are equal, so that topk has no tie to break."""
+def unique_keys(scores: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """int64 keys of non-negative fp32 scores: score above, reversed place below, so that topk has no tie to break."""
     return (scores.view(torch.int32).long() << 32) | (0xFFFFFFFF - places)
 
 
@@ -101,9 +101,7 @@ class TopCandidates:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Places and scores of the tensor's k best entries, without asking the device anything."""
         scores = self._score(gradient, weight)
-        place = torch.arange(len(scores), device=scores.device)
-        # Score above, reversed place below: no two keys are equal, so that topk has no tie to break.
-        keys = (scores.view(torch.int32).long() << 32) | (0xFFFFFFFF - place)
+        keys = unique_keys(scores, torch.arange(len(scores), device=scores.device))
         best = keys.topk(min(self.k, len(keys)), sorted=False).indices
         return best, scores[best]
 

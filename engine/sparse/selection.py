@@ -14,11 +14,14 @@ from functools import partial
 import torch
 
 from engine.errors import BudgetError, RunFailed
+from engine.sparse.candidates import unique_keys
 
 EXCLUDED = -1.0
 """Score of an entry that must not be selected."""
 _ROUNDS = ((20, 11), (10, 10), (0, 10))
 _LARGEST_KEY = 2**31 - 1
+_MOST_BITS = 2**28 - 1
+"""Of a seed: more would leave int64 where it is scrambled."""
 
 Keys = Callable[[int], torch.Tensor]
 
@@ -100,7 +103,7 @@ def select_by_tensor(
     tensors, indices = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
     for number, (size, quota) in enumerate(zip(sizes, quotas, strict=True)):
         if quota:
-            own_seed = None if seed is None else seed * 1_000_003 + number
+            own_seed = None if seed is None else (seed * 1_000_003 + number) & _MOST_BITS
             picks = select(partial(_of_tensor, scores, number), [size], quota, smallest=smallest, seed=own_seed)
             tensors.append(torch.full_like(picks.index, number).cpu())
             indices.append(picks.index.cpu())
@@ -127,7 +130,7 @@ def best_of_each_row(scores: torch.Tensor, count: int) -> torch.Tensor:
     """
     _check_finite(scores)
     columns = torch.arange(scores.shape[1], device=scores.device)
-    keys = (scores.contiguous().view(torch.int32).long() << 32) | (0xFFFFFFFF - columns)
+    keys = unique_keys(scores.contiguous(), columns)
     chosen = keys.topk(count, dim=1).indices.sort(1).values
     return (chosen + torch.arange(len(scores), device=scores.device)[:, None] * scores.shape[1]).flatten()
 

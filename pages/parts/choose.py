@@ -194,7 +194,10 @@ def _settings(method: type[Method], before: dict[str, Any], key: str, budgeted: 
 def _standing_on(given: RunSpec | None, key: str, order: list[str]) -> dict[str, Any]:
     """For a method that can be put on top of another: which one."""
     known = methods()
-    options = [None, *(name for name in order if "mask" not in known[name].views and name != "full")]
+    options = [
+        None,
+        *(name for name in order if known[name].steady and "mask" not in known[name].views and name != "full"),
+    ]
     asked = given.method.on.name if given and given.method.on else None
     below = st.selectbox(
         "On top of",

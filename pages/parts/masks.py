@@ -10,7 +10,7 @@ import streamlit as st
 
 from engine import settings
 from engine.jobs import client
-from engine.stats.overlap import Overlap, overlaps
+from engine.stats.overlap import Mask, Overlap, overlaps
 from engine.store.masks import mask_of
 from engine.store.run_row import RunRow
 from pages.parts import feed
@@ -26,29 +26,43 @@ WAIT_SECONDS = 300.0
 
 def overlap_section(rows: Sequence[RunRow]) -> None:
     """Which weights runs have in common, where two or more of them selected single weights of one model."""
-    stored = [(row, feed.StoredRun(row.id)) for row in rows]
-    masks = [mask_of(label_of(row), run.snapshot().metas, run.selection()) for row, run in stored]
-    found = [mask for mask in masks if mask is not None]
-    if len(found) < 2 or len({mask.base for mask in found}) > 1:
+    found = [mask for row in rows if (mask := _mask(row)) is not None]
+    found = [mask for mask in found if mask.compares_with(found[0])]
+    if len(found) < 2:
         return
     pairs = overlaps(found[:MOST])
     st.subheader("Did they choose the same weights?", anchor=False)
     st.caption(
         "Entries that two runs both train, beside the number that two masks of these sizes drawn by lot would have in "
-        "common. Only a difference from that number says that two rules agree, or avoid each other."
+        "common. Only a difference from that number says that two rules agree, or avoid each other; a difference from "
+        "the number within tensors, that they agree on more than which tensors matter."
     )
     st.dataframe(
         _table(pairs), hide_index=True, alt=f"Overlap of {len(found[:MOST])} masks, pair by pair",
         column_config={
             "Common": st.column_config.NumberColumn(format="localized"),
             "By lot": st.column_config.NumberColumn(format="%.1f", help="Expected of masks drawn by lot"),
-            "± by lot": st.column_config.NumberColumn(format="%.1f", help="Its standard deviation"),
+            "± by lot": st.column_config.NumberColumn(
+                format="%.1f", help="Its standard deviation; none where whole blocks were chosen"
+            ),
+            "Within tensors": st.column_config.NumberColumn(
+                format="%.1f", help="Expected by lot when each tensor keeps as many entries as it has"
+            ),
             "Of the smaller": st.column_config.NumberColumn(format="percent"),
             "Jaccard": st.column_config.NumberColumn(format="%.4f", help="Common over all that are in either"),
         },
     )  # fmt: skip
     if len(found) > MOST:
         st.caption(f"The first {MOST} of {len(found)} masks.")
+
+
+def _mask(row: RunRow) -> Mask | None:
+    run = feed.StoredRun(row.id)
+    snapshot = run.snapshot()
+    counts = snapshot.scalars.get("mask/selected")
+    if counts is None:
+        return None
+    return mask_of(label_of(row), row.method, snapshot.metas, run.selection(), float(counts[1][-1]))
 
 
 def _table(pairs: Sequence[Overlap]) -> pd.DataFrame:
@@ -60,6 +74,7 @@ def _table(pairs: Sequence[Overlap]) -> pd.DataFrame:
                 "Common": pair.common,
                 "By lot": pair.expected,
                 "± by lot": pair.spread,
+                "Within tensors": pair.within,
                 "Of the smaller": pair.common / max(1, min(pair.counts)),
                 "Jaccard": pair.jaccard,
             }

@@ -116,7 +116,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "run": (["show", "nothing"], "Unknown run 'nothing'"),
     "no text": (["try", "LORA", "--text", " "], "no text to answer"),
     "pair for a single": (["try", "LORA", "--text", "a", "--pair", "b"], "trained on single sentences"),
-    "overlap without a mask": (["overlap", "ID3", "LORA"], "has no mask"),
+    "overlap without a mask": (["overlap", "ID3", "LORA"], "has no mask on record"),
     "overlap of one": (["overlap", "ID3"], "at least two runs"),
     "budgets of one size": (["budgets", "LORA"], "one size only"),
     "format": (["export", "ID3", "--as", "dleta", "--to", "x"], "Did you mean 'delta'?"),

@@ -53,6 +53,7 @@ class Training:
         score_batches: single examples for `score_pass`; only for methods that score first.
         schedule: linear warm-up (6 %) and decay to 0 if true, else constant.
         loss_scale: factor on the loss.
+        fused: take torch's fused AdamW, as the lab does; its last bits are its own.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Training:
         score_batches: Iterable[Batch] = (),
         schedule: bool = True,
         loss_scale: float = 1.0,
+        fused: bool = False,
     ) -> None:
         names = {row.name for row in architecture_of(model).head}
         self.head = [parameter for name, parameter in model.named_parameters() if name in names]
@@ -75,7 +77,7 @@ class Training:
         if method.scores_first:
             method.score_pass(self.model, score_batches, lambda done, total: None)
         self.dense = [*self.head, *(parameter for _, parameter in method.parameters())]
-        self.optimizer = torch.optim.AdamW(self.dense, lr=lr, weight_decay=method.context.weight_decay)
+        self.optimizer = torch.optim.AdamW(self.dense, lr=lr, weight_decay=method.context.weight_decay, fused=fused)
         for name, parameter in method.streamed():
             parameter.register_post_accumulate_grad_hook(lambda p, name=name: method.on_gradient(name, p))
         self.losses: list[float] = []

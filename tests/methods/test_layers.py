@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from engine.errors import BudgetError
+from engine.errors import BudgetError, SpecError
 from engine.methods._active import block, outside
 from engine.methods.components import Components
 from engine.methods.contract import Method
 from engine.methods.hft import HalfFineTuning
 from engine.methods.kappatune import KappaTune, condition
 from engine.methods.lisa import LISA
+from engine.methods.pafi import PaFi
 from engine.methods.surgical import Surgical
 from tests.methods import reference
 from tests.methods.driver import Training, batches_of, make, weights
@@ -130,9 +131,10 @@ def test_draws_that_cannot_reach_all_layers_are_warned_of() -> None:
     assert LISA.warnings(ARCHITECTURE, LISA.Config(layers=2), 60) == []
 
 
-@pytest.mark.parametrize("cls", [Surgical, LISA])
-def test_a_resumed_run_is_the_run_that_never_stopped(cls: type[Method]) -> None:
-    settings = {"interval": 4} if cls is LISA else {}
+@pytest.mark.parametrize(
+    ("cls", "settings"), [(Surgical, {}), (LISA, {"interval": 4}), (LISA, {"interval": 2, "drop_state": False})]
+)
+def test_a_resumed_run_is_the_run_that_never_stopped(cls: type[Method], settings: dict[str, Any]) -> None:
     straight = training(cls, **settings).run(batches_of(12))
     state = training(cls, **settings).run(batches_of(12)[:6]).state()
     resumed = training(cls, **settings).load(state).run(batches_of(12)[6:])
@@ -148,6 +150,12 @@ def test_a_result_installs_into_a_fresh_model(cls: type[Method]) -> None:
     attached = method.attach(model)
     method.install(run.method.result())
     assert not moved(weights(attached), run)
+
+
+@pytest.mark.parametrize("cls", [Surgical, LISA, KappaTune])
+def test_no_mask_stands_on_what_changes_its_tensors(cls: type[Method]) -> None:
+    with pytest.raises(SpecError, match="cannot stand on"):
+        make(PaFi, tiny_bert(), {"k": 5}, on=make(cls, tiny_bert(), {}))
 
 
 # --- KappaTune ------------------------------------------------------------------------------
@@ -170,7 +178,7 @@ def test_the_best_conditioned_matrices_train_and_a_singular_one_never() -> None:
         dict(model.named_parameters())["bert.encoder.layer.0.attention.self.query.weight"][1] = 0
     found = {row.name: condition(dict(model.named_parameters())[row.name]) for row in ARCHITECTURE.linears()}
     method = make(KappaTune, model, {"matrices": 5})
-    method.attach(model)
+    method.score_pass(method.attach(model), [], lambda done, total: None)
     assert method.active == set(sorted(found, key=lambda name: found[name])[:5])  # type: ignore[attr-defined]
     assert "bert.encoder.layer.0.attention.self.query.weight" not in method.active  # type: ignore[attr-defined]
 
@@ -201,8 +209,10 @@ def test_the_last_layer_can_train_alone() -> None:
     assert names(list(rows)) == names(block(ARCHITECTURE, 3))
     with pytest.raises(BudgetError, match="name smaller ones"):
         Components.fit(ARCHITECTURE, Components.Config(), 10)
-    pooler = Components.Config(train=("pooler",))
-    assert "no such component" in Components.warnings(architecture_of(tiny_llama()), pooler, 10)[0]
+    mixed = Components.Config(train=("attention", "pooler"))
+    assert "has no pooler" in Components.warnings(architecture_of(tiny_llama()), mixed, 10)[0]
+    assert Components.warnings(ARCHITECTURE, mixed, 10) == []
+    assert "no gates" in Components.warnings(ARCHITECTURE, Components.Config(train=("gate_up",)), 10)[0]
 
 
 @pytest.mark.parametrize("make_model", [tiny_bert, tiny_llama])

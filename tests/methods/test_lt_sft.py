@@ -19,7 +19,7 @@ STEPS = 10
 
 def training(cls: type[Any] = LTSFT, weight_decay: float = 0.0, **settings: Any) -> Training:
     model = tiny_bert()
-    return Training(make(cls, model, settings, steps=STEPS, weight_decay=weight_decay), model, lr=2e-3)
+    return Training(make(cls, model, settings, steps=STEPS, weight_decay=weight_decay), model, lr=2e-3, fused=True)
 
 
 def test_the_first_phase_is_full_fine_tuning() -> None:

@@ -221,6 +221,11 @@ def test_shiras_random_masks_differ_from_matrix_to_matrix_and_from_seed_to_seed(
     assert all(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_a_seed_may_be_as_large_as_a_spec_allows() -> None:
+    assert int(together(mask_of(SHiRA, seed=2**31 - 1, rank=1, mask="random")).sum()) > 0
+    assert int(together(mask_of(RandomMask, seed=2**31 - 1, k=50)).sum()) == 50
+
+
 def test_shiras_change_has_a_higher_rank_than_the_lora_it_matches() -> None:
     base, model = weights(tiny_bert()), tiny_bert()
     method = make(SHiRA, model, {"rank": 2, "mask": "random"})

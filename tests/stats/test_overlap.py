@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,8 +13,9 @@ from engine.stats.overlap import Mask, overlaps
 SIZES = {"a": 1000, "b": 3000}
 
 
-def mask(label: str, entries: dict[str, list[int]], base: str = "w") -> Mask:
-    return Mask(label, base, SIZES, {name: np.array(index) for name, index in entries.items()})
+def mask(label: str, entries: dict[str, list[int]], base: str = "w", **more: Any) -> Mask:
+    shapes = more.pop("shapes", {name: (size,) for name, size in SIZES.items()})
+    return Mask(label, base, SIZES, shapes, {name: np.array(index) for name, index in entries.items()}, **more)
 
 
 def drawn(label: str, count: int, rng: np.random.Generator) -> Mask:
@@ -48,11 +51,32 @@ def test_agreeing_and_avoiding_masks_are_called_so() -> None:
 
 
 def test_masks_of_different_models_are_refused() -> None:
-    with pytest.raises(SpecError, match="different models"):
-        overlaps([mask("x", {"a": [1]}), mask("y", {"a": [1]}, base="other")])
+    first = mask("x", {"a": [1]})
+    for other in (mask("y", {"a": [1]}, base="other"), mask("y", {"a": [1]}, shapes={"a": (10, 100)})):
+        with pytest.raises(SpecError, match="different tensors"):
+            overlaps([first, other])
+    with pytest.raises(SpecError, match="different tensors"):
+        overlaps([first, mask("y", {}, shapes={"lora_A": (4, 8)})])
+
+
+def test_within_tensors_only_what_goes_beyond_their_choice_is_left() -> None:
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(200):
+        one, two = (rng.choice(1000, 300, replace=False).tolist() for _ in range(2))
+        found.append(overlaps([mask("x", {"a": one}), mask("y", {"a": two})])[0])
+    assert found[0].within == pytest.approx(90)
+    assert np.mean([pair.common for pair in found]) == pytest.approx(90, abs=2)
+    assert found[0].expected == pytest.approx(300 * 300 / 4000)
+
+
+def test_blocks_are_not_judged_by_what_single_entries_would_do() -> None:
+    (pair,) = overlaps([mask("x", {"a": [1, 2]}, scattered=False), mask("y", {"a": [1, 2]}, scattered=False)])
+    assert pair.spread is None
+    assert "on average" in pair.sentence
 
 
 def test_an_empty_mask_shares_nothing() -> None:
     (pair,) = overlaps([mask("x", {}), mask("y", {"a": [1]})])
-    assert (pair.common, pair.jaccard, pair.expected_jaccard) == (0, 0.0, 0.0)
+    assert (pair.common, pair.jaccard, pair.expected) == (0, 0.0, 0.0)
     assert "share nothing" in pair.sentence
