@@ -115,7 +115,7 @@ class BitFit(WholeTensors):
         "several biases alike. Clipping uses the norm of what is trained."
     )
     Config: ClassVar[type[MethodConfig]] = BitFitConfig
-    views: ClassVar[tuple[str, ...]] = ()
+    views: ClassVar[tuple[str, ...]] = ("bias",)
     export_formats: ClassVar[tuple[str, ...]] = ("delta", "merged")
 
     # --- declaration -------------------------------------------------------------------------

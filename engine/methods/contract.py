@@ -158,7 +158,7 @@ class Method:
     notes: ClassVar[str] = ""
     """Which source is followed where paper, lecture and code differ; how papers count parameters."""
     views: ClassVar[tuple[str, ...]] = ("change",)
-    """Inside views this method feeds: ``mask``, ``rank``, ``change``."""
+    """Inside views this method feeds: ``mask``, ``rank``, ``change``, ``bias``."""
     composes: ClassVar[bool] = False
     """Whether it can be put on top of another method (``on:``)."""
     steady: ClassVar[bool] = True

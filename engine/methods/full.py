@@ -57,6 +57,8 @@ class FullFineTuning(WholeTensors):
         "no example reaches get no gradient and stay as they are unless weight decay is on."
     )
 
+    views: ClassVar[tuple[str, ...]] = ("change", "bias")
+
     @classmethod
     def trainables(cls, architecture: Architecture, config: Any) -> tuple[Parameter, ...]:
         return architecture.backbone

@@ -78,7 +78,7 @@ class ChangeProbe:
     def _measure(self, place: int) -> torch.Tensor:
         """The three figures of one matrix, float32 (3,) on the device."""
         row, base, squares = self.parameters[place], self._bases[place], self._squares[place]
-        delta = _delta(self._method, row, base)
+        delta = delta_of(self._method, row, base)
         if delta is None:
             return torch.zeros(3, device=base.device)
         weight, change = _rows(base, row), _rows(delta, row)
@@ -87,7 +87,7 @@ class ChangeProbe:
         return torch.stack([grown.mean(), turned.mean(), (moves.sum() / squares.sum()).sqrt()])
 
 
-def _delta(method: Method, row: Parameter, base: torch.Tensor) -> torch.Tensor | None:
+def delta_of(method: Method, row: Parameter, base: torch.Tensor) -> torch.Tensor | None:
     """The change of a base weight as its method, or one below it, reports it."""
     for part in chain(method):
         delta = part.delta(row, base)

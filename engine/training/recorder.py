@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.events import Sink
 from engine.methods.contract import Method, chain
-from engine.probes import change, describe, mask, rank
+from engine.probes import bias, change, describe, mask, rank
 from engine.probes.schedule import FrameSchedule
 from engine.training.build import Built
 from engine.training.costs import Energy, PeakMemory
@@ -36,7 +36,8 @@ class Recorder:
         self._started = time.monotonic()
         self._selective = first(self.method, lambda part: part.selection())
         self._ranked = first(self.method, lambda part: part.ranks())
-        self._change = self._change_probe(built) if moves_weights(self.method) else None
+        self._change = self._change_probe(built) if feeds(self.method, "change") else None
+        self._bias = self._bias_probe(built) if feeds(self.method, "bias") else None
 
     def start(self) -> None:
         """Describe the rows that frames refer to, and take the frame of step 0."""
@@ -46,6 +47,8 @@ class Recorder:
             self.sink.meta("rank_matrices", describe(ranks.parameters))
         if self._change is not None:
             self.sink.meta("matrices", describe(self._change.parameters))
+        if self._bias is not None:
+            self.sink.meta("biases", describe(self._bias.parameters))
         self._frame(0)
 
     def after_step(self, step: int, last: bool) -> None:
@@ -89,6 +92,8 @@ class Recorder:
             self.sink.frame("rank", done, rank.frame(ranks))
             self.sink.scalar("rank/active", done, int(ranks.active.sum()))
             self.sink.scalar("rank/budget", done, ranks.budget)
+        if self._bias is not None:
+            self.sink.frame("bias", done, self._bias.frame())
         cheap = time.perf_counter() - started
         self.schedule.spend(cheap)
         trained = time.monotonic() - self._started - self.schedule.spent
@@ -115,12 +120,16 @@ class Recorder:
         bases = dict(built.base.named_parameters())
         return change.ChangeProbe(self.method, rows, bases, built.spec.train.device)
 
+    def _bias_probe(self, built: Built) -> bias.BiasProbe:
+        rows = [row for row in built.setting.architecture.backbone if row.part == "bias"]
+        return bias.BiasProbe(self.method, rows, dict(built.base.named_parameters()), built.spec.train.device)
+
 
 def first(method: Method, look: Any) -> Method | None:
     """The outermost method of a chain for which `look` finds something."""
     return next((part for part in chain(method) if look(part) is not None), None)
 
 
-def moves_weights(method: Method) -> bool:
-    """Whether any method of a chain feeds the magnitude and direction view."""
-    return any("change" in part.views for part in chain(method))
+def feeds(method: Method, view: str) -> bool:
+    """Whether any method of a chain feeds a view."""
+    return any(view in part.views for part in chain(method))

@@ -174,7 +174,12 @@ def _describe(built: Built, folder: RunFolder, sink: Sink) -> None:
     sink.meta("baseline", {"majority": dataset.majority})
     sink.meta(
         "architecture",
-        {"layers": architecture.layers, "kind": architecture.kind, "model_type": architecture.model_type},
+        {
+            "layers": architecture.layers,
+            "kind": architecture.kind,
+            "model_type": architecture.model_type,
+            "key_bias_alive": architecture.key_bias_alive,
+        },
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pages.parts.figures.bias import bias_grid
 from pages.parts.figures.change import change_grid, path_chart, scatter_chart
 from pages.parts.figures.chart import Chart
 from pages.parts.figures.cost import cost_charts
@@ -185,6 +186,12 @@ def changes(scene: Scene) -> tuple[Chart, Chart] | None:
     magnitude, direction = (np.stack([arrays[name] for _, arrays in frames]) for name in ("magnitude", "direction"))
     steps = np.array([at for at, _ in frames])
     return scatter, path_chart(steps, magnitude, direction, scene.moment.total, scene.style)
+
+
+def biases(scene: Scene) -> Grid | None:
+    """Mean change of each bias vector."""
+    frame, rows = scene.moment.record.frame("bias", scene.moment.step), scene.rows("biases")
+    return bias_grid(rows, frame[1]["mean"], scene.layers, frame[0]) if frame and rows else None
 
 
 def costs(scene: Scene) -> list[Chart]:

@@ -25,6 +25,7 @@ def views_of(method: str, kinds: set[str]) -> dict[str, str]:
         ("mask", "masks", "Parameter masks"),
         ("rank", "ranks", "Rank allocation"),
         ("change", "change", "Magnitude and direction"),
+        ("bias", "biases", "Biases"),
     ):
         if kind in inside or kind in kinds:
             found[name] = title
@@ -58,6 +59,8 @@ def overview(moment: Moment, subject: Subject) -> None:
             _chart(making.schedule, moment, subject)
         elif "change" in moment.snapshot.frames:
             _change(moment, subject)
+        elif "bias" in moment.snapshot.frames:
+            _biases(moment, subject)
         elif moment.snapshot.scalars:
             st.caption("This method changes no weight matrix, so there is nothing to see in one.")
         else:
@@ -140,6 +143,22 @@ def _change(moment: Moment, subject: Subject) -> None:
     _grid(making.change, moment, subject, "Changes appear with the first recorded frame.")
 
 
+def biases(moment: Moment, subject: Subject) -> None:
+    """Mean change of every bias vector, and what to make of the key biases."""
+    _biases(moment, subject)
+    architecture = moment.snapshot.metas.get("architecture", {})
+    if architecture.get("key_bias_alive") is False:
+        st.caption(
+            "In this model a key bias adds the same number to all attention scores of a query, and the softmax cancels "
+            "it. Its gradient is nothing but rounding, which AdamW scales up to steps of the usual size: key biases "
+            "may move here, and no answer changes."
+        )
+
+
+def _biases(moment: Moment, subject: Subject) -> None:
+    _grid(making.biases, moment, subject, "Changes appear with the first recorded frame.")
+
+
 def cost(moment: Moment, subject: Subject) -> None:
     """Parameters, optimizer state, memory, time and energy."""
     summary = moment.snapshot.metas.get("summary", {})
@@ -177,5 +196,6 @@ def _answer_times(latency: dict[str, float]) -> None:
 
 
 DRAWN: dict[str, Callable[[Moment, Subject], None]] = {
-    "overview": overview, "curves": curves, "masks": masks, "ranks": ranks, "change": change, "cost": cost,
+    "overview": overview, "curves": curves, "masks": masks, "ranks": ranks, "change": change, "biases": biases,
+    "cost": cost,
 }  # fmt: skip

@@ -67,14 +67,23 @@ class House:
             sink.meta("matrices", linears)
             sink.meta("rank_matrices", linears[:4])
             sink.meta("baseline", {"majority": 0.55})
-            sink.meta("architecture", {"layers": architecture.layers, "kind": "encoder", "model_type": "bert"})
+            described = {
+                "layers": architecture.layers,
+                "kind": "encoder",
+                "model_type": "bert",
+                "key_bias_alive": False,
+            }
+            sink.meta("architecture", described)
+            sink.meta("biases", [row for row in rows if row["part"] == "bias"])
             sink.meta("provenance", {"data": {"sha256": "same"}, "weights": {"sha256": "w"}})
             for step in range(until + 1):
-                self._step(sink, step, rng, len(rows), len(linears))
+                self._step(sink, step, rng, rows, len(linears))
             if until == STEPS:
                 sink.phase("finished")
 
-    def _step(self, sink: RunWriter, step: int, rng: np.random.Generator, rows: int, matrices: int) -> None:
+    def _step(
+        self, sink: RunWriter, step: int, rng: np.random.Generator, layout: list[dict[str, Any]], matrices: int
+    ) -> None:
         if step:
             sink.scalar("train/loss", step, 0.7 / step)
             sink.scalar("train/accuracy", step, 0.5 + step / 100)
@@ -83,7 +92,7 @@ class House:
         if step % 5 == 0:
             sink.scalar("validation/accuracy", step, 0.5 + step / 100)
             sink.scalar("validation/loss", step, 0.7 - step / 100)
-        counts = np.zeros(rows, np.int64)
+        counts = np.zeros(len(layout), np.int64)
         counts[[5, 6]] = [3 * step, step]
         sink.scalar("mask/selected", step, int(counts.sum()))
         sink.frame("mask", step, {"count": counts})
@@ -99,6 +108,15 @@ class House:
             name: (step * rng.random(matrices)).astype(np.float32) for name in ("magnitude", "direction", "relative")
         }
         sink.frame("change", step, moved)
+        sink.frame(
+            "bias",
+            step,
+            {
+                "mean": np.linspace(0, 0.001 * step, sum(1 for row in layout if row["part"] == "bias")).astype(
+                    np.float32
+                )
+            },
+        )
 
     def finish(self, run_id: str, training_seconds: float = 60.0) -> None:
         """The rest of a run: its record, test results and summary."""

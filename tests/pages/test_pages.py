@@ -37,7 +37,7 @@ def test_start_offers_the_first_example_and_lists_runs(house, words_of):
 def test_every_view_of_a_finished_run_is_drawn(house, method):
     run_id = house.add(method)
     house.finish(run_id)
-    for view in ("overview", "curves", "masks", "ranks", "change", "cost", "result", "recipe"):
+    for view in ("overview", "curves", "masks", "ranks", "change", "biases", "cost", "result", "recipe"):
         app = no_error(house.open("run", run=run_id, view=view))
         if view != "recipe":
             assert app.get("plotly_chart") or app.get("bidi_component"), view

@@ -69,7 +69,7 @@ def correlation_sentence(magnitude: np.ndarray, direction: np.ndarray) -> str:
 def change_grid(matrices: Sequence[Row], values: np.ndarray, measure: Measure, layers: int, step: int) -> Grid:
     """One measure of change per matrix, layers by roles."""
     titles = [title_of(row, layers) for row in matrices]
-    write = percent if measure == "relative" else _short
+    write = percent if measure == "relative" else short
 
     def cell(i: int, row: int, column: int) -> Cell:
         text = write(float(values[i]))
@@ -115,7 +115,8 @@ def path_chart(
     )
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A small positive number in a few characters."""
     if value == 0:
         return "0"
     return f"{value:.3f}" if value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
