@@ -150,8 +150,8 @@ def biases(moment: Moment, subject: Subject) -> None:
     if architecture.get("key_bias_alive") is False:
         st.caption(
             "In this model a key bias adds the same number to all attention scores of a query, and the softmax cancels "
-            "it. Its gradient is nothing but rounding, which AdamW scales up to steps of the usual size: key biases "
-            "may move here, and no answer changes."
+            "it. Its gradient is nothing but rounding, which AdamW may scale up to steps of the usual size: where key "
+            "biases move here, no answer changes by it."
         )
 
 

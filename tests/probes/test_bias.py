@@ -31,19 +31,20 @@ def test_it_is_the_mean_size_of_the_change():
 
 
 def test_a_bias_that_nothing_was_selected_from_has_not_moved():
-    run, probe = trained(ID3, {"k": 50, "exclude": ["bias"]})
+    _, probe = trained(ID3, {"k": 50, "exclude": ["bias"]})
     assert probe.frame()["mean"].tolist() == [0.0] * len(ROWS)
 
 
-def test_key_biases_move_and_no_answer_changes():
-    run, probe = trained(BitFit)
-    keys = [row.role == "k" for row in ROWS]
-    assert probe.frame()["mean"][keys].min() > 1e-4, "AdamW scales rounding up to whole steps"
+def test_whatever_key_biases_are_no_answer_changes():
+    run, _ = trained(BitFit)
     batch = {name: tensor for name, tensor in tiny_batch().items() if name != "labels"}
     with torch.no_grad():
         before = run.model(**batch).logits
         for name, parameter in run.model.named_parameters():
             if name.endswith("key.bias"):
-                parameter.zero_()
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
         after = run.model(**batch).logits
-    assert torch.allclose(before, after, atol=1e-6)
+        dict(run.model.named_parameters())["bert.encoder.layer.0.attention.self.query.bias"].normal_()
+        other = run.model(**batch).logits
+    assert torch.allclose(before, after, atol=1e-5)
+    assert not torch.allclose(before, other, atol=1e-4)
