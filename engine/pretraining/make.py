@@ -33,7 +33,7 @@ class Recipe:
 
 RECIPES = {
     "nano-bert": Recipe(NanoBert, Schedule(steps=15_000, lr=1e-3, warmup=1_000, weight_decay=0.01), 4_096),
-    "nano-llama": Recipe(NanoLlama, Schedule(steps=1_600, lr=3e-3, warmup=200, weight_decay=0.1), 8_192),
+    "nano-llama": Recipe(NanoLlama, Schedule(steps=1_000, lr=3e-3, warmup=200, weight_decay=0.1), 8_192),
 }
 Say = Callable[[str], None]
 
