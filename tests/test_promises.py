@@ -17,6 +17,7 @@ from engine.store.runs import Runs
 from engine.tasks.order import batch_order
 from engine.training import checkpoint
 from engine.training.build import Built, Caches, base_model, build, encoded_splits
+from engine.training.courtesy import Courtesy
 from engine.training.loop import Loop
 from engine.training.recipe import prepare_torch
 from engine.training.run import optimizer_scalars, run_job
@@ -38,8 +39,8 @@ def trained(data: dict[str, Any], folder: Path) -> tuple[Built, Loop]:
     caches = Caches()
     built = build(plan.spec, caches)
     splits = encoded_splits(plan.spec, built.setting, caches)
-    with RunWriter(folder / "run.db") as sink:
-        loop = Loop(built, splits, sink, GoOn(), folder)
+    with RunWriter(folder / "run.db") as sink, Courtesy() as courtesy:
+        loop = Loop(built, splits, sink, GoOn(), courtesy, folder)
         loop.run()
     return built, loop
 

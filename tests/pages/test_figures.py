@@ -213,14 +213,14 @@ def test_comparison_draws_family_colour_and_method_dash():
     assert plotly_figure(pareto).data[0].error_y.array == pytest.approx([0.1])
 
 
-def test_methods_of_one_family_share_a_colour_and_differ_by_marker():
+def test_methods_of_one_family_share_a_colour_and_differ_by_marker_and_dash():
     by_family: dict[str, set] = {}
     for name, method in methods().items():
         style = style_of(name, "light")
         assert style.colour == colour(method.family, "light")
         seen = by_family.setdefault(method.family, set())
-        assert style.marker not in seen, name
-        seen.add(style.marker)
+        assert (style.marker, style.dash) not in seen, name
+        seen.add((style.marker, style.dash))
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

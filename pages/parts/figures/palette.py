@@ -13,6 +13,8 @@ from engine.settings import ASSETS
 Theme = Literal["light", "dark"]
 _MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "triangle-down")
 _DASHES = ((), (6, 3), (2, 3), (10, 3, 2, 3), (12, 4), (4, 2))
+_FREE = [(marker, _DASHES[(place + shift) % 6]) for shift in range(6) for place, marker in enumerate(_MARKERS)]
+"""All pairs of marker and dash; neighbours differ in both."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,17 @@ def scale(theme: Theme) -> tuple[str, ...]:
 
 
 def style_of(method: str, theme: Theme) -> Style:
-    """A method's style. Methods without an entry of their own get the next marker of their family."""
+    """A method's style: no two methods of a family have both marker and dash in common."""
     known = methods()
     family = known[method].family if method in known else "baseline"
-    entry = _table()["methods"].get(method)
-    if entry:
-        return Style(colour(family, theme), entry["marker"], tuple(entry["dash"]))
-    relatives = sorted(name for name, cls in known.items() if cls.family == family)
-    place = (relatives.index(method) if method in relatives else 0) % len(_MARKERS)
-    return Style(colour(family, theme), _MARKERS[place], _DASHES[place])
+    return Style(colour(family, theme), *_family_styles(family).get(method, _FREE[0]))
+
+
+@functools.cache
+def _family_styles(family: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Marker and dash of each method of a family: its entry in the palette, else the next that is free."""
+    fixed = {name: (entry["marker"], tuple(entry["dash"])) for name, entry in _table()["methods"].items()}
+    names = sorted(name for name, cls in methods().items() if cls.family == family)
+    taken = {fixed[name] for name in names if name in fixed}
+    free = iter(style for style in _FREE if style not in taken)
+    return {name: fixed[name] if name in fixed else next(free) for name in names}
