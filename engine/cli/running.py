@@ -174,8 +174,8 @@ def export(arguments: argparse.Namespace) -> int:
 
 def overlap(arguments: argparse.Namespace) -> int:
     """Say how far the masks of finished runs agree."""
-    from engine.stats.overlap import overlaps
     from engine.probes.recorded import mask_of
+    from engine.stats.overlap import overlaps
     from engine.store.run_reader import RunReader
 
     store = Runs(settings.home())

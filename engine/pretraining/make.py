@@ -32,8 +32,8 @@ class Recipe:
 
 
 RECIPES = {
-    "nano-bert": Recipe(NanoBert, Schedule(steps=15_000, lr=1e-3, warmup=1_000, weight_decay=0.01), 4_096),
-    "nano-llama": Recipe(NanoLlama, Schedule(steps=1_000, lr=3e-3, warmup=200, weight_decay=0.1), 8_192),
+    "nano-bert": Recipe(NanoBert, Schedule(steps=15_000, lr=1e-3, warmup=1_000, weight_decay=0.01), 16_384),
+    "nano-llama": Recipe(NanoLlama, Schedule(steps=8_000, lr=3e-3, warmup=200, weight_decay=0.1), 32_768),
 }
 Say = Callable[[str], None]
 

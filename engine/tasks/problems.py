@@ -106,13 +106,18 @@ def numbers(rule: str, sign: str, *, seen: bool | None) -> Draw:
         sign: between the two numbers.
         seen: draw from the pairs of pretraining, or from those kept out; None for all pairs.
     """
-    pairs = [(a, b) for a in range(10) for b in range(10) if held_out(pair_key(a, b)) is not seen]
+    pairs = _pairs_of(seen)
 
     def draw(rng: np.random.Generator) -> Problem:
         a, b = pairs[rng.integers(len(pairs))]
         return Problem(f"{a} {sign} {b}", str(NUMBER_RULES[rule](a, b)))
 
     return draw
+
+
+@functools.cache
+def _pairs_of(seen: bool | None) -> tuple[tuple[int, int], ...]:
+    return tuple((a, b) for a in range(10) for b in range(10) if held_out(pair_key(a, b)) is not seen)
 
 
 @functools.cache

@@ -10,8 +10,8 @@ import streamlit as st
 
 from engine import settings
 from engine.jobs import client
-from engine.stats.overlap import Mask, Overlap, overlaps
 from engine.probes.recorded import mask_of
+from engine.stats.overlap import Mask, Overlap, overlaps
 from engine.store.run_row import RunRow
 from pages.parts import feed
 from pages.parts.figures.budgets import budgets_chart
