@@ -104,7 +104,13 @@ def make_plan(spec: RunSpec) -> Plan:
     config = config_of(choice)
     table = outer_architecture(choice, setting.architecture)
     train = resolved_train(
-        spec.train, rate.value, setting.source.family, setting.architecture, setting.dataset, drops=_drops(choice)
+        spec.train,
+        rate.value,
+        setting.source.family,
+        setting.architecture,
+        setting.dataset,
+        drops=_drops(choice),
+        captured=bool(method.captured),
     )
     resolved = spec.model_copy(
         update={"method": choice, "train": train, "dataset": _placed(spec.dataset), "model": setting.source.id}

@@ -11,7 +11,14 @@ from engine.tasks.dataset import Dataset
 
 
 def resolved_train(
-    train: TrainSpec, rate: float, family: Family, architecture: Architecture, dataset: Dataset, *, drops: bool
+    train: TrainSpec,
+    rate: float,
+    family: Family,
+    architecture: Architecture,
+    dataset: Dataset,
+    *,
+    drops: bool,
+    captured: bool,
 ) -> TrainSpec:
     """The recipe without any `auto`; one without any stays as it is.
 
@@ -21,6 +28,7 @@ def resolved_train(
         family, architecture: of the model.
         dataset: decides the number of tokens.
         drops: whether the method itself has dropout.
+        captured: whether any of its step can be a CUDA graph.
 
     Raises:
         SpecError: for a device, precision, length or execution that cannot be had.
@@ -32,7 +40,7 @@ def resolved_train(
             "device": device,
             "threads": cpu_threads() if train.threads == "auto" else train.threads,
             "precision": _precision(train.precision, device),
-            "execution": _execution(train, device, family, drops),
+            "execution": _execution(train, device, family, drops=drops, captured=captured),
             "max_length": max_length(train, architecture, dataset),
         }
     )
@@ -46,24 +54,34 @@ def _precision(wanted: str, device: str) -> str:
     return wanted
 
 
-def _execution(train: TrainSpec, device: str, family: Family, drops: bool) -> str:
-    """Ragged wherever it can be: on the CPU, without dropout, and where tokens may stand end to end.
+def _execution(train: TrainSpec, device: str, family: Family, *, drops: bool, captured: bool) -> str:
+    """The fastest that can be had.
 
-    Dropout draws one number per entry: over tensors of another shape these would be others.
+    Ragged batches draw no dropout: it draws one number per entry, and over tensors of another shape
+    these would be others.
     """
-    hindrance = (
-        "it is for the CPU"
+    hindrances = {
+        "padded": "",
+        "ragged": "it is for the CPU"
         if device != "cpu"
         else "it cannot draw dropout as padded batches do"
         if train.dropout or drops
         else "this type of model cannot do it"
         if family.head_reads is None
-        else ""
-    )
+        else "",
+        "graph": "it is for a GPU"
+        if device == "cpu"
+        else "this method changes in mid-run what a graph would have recorded"
+        if not captured
+        else "",
+    }
     if train.execution == "auto":
-        return "padded" if hindrance else "ragged"
-    if train.execution == "ragged" and hindrance:
-        raise SpecError(f"Ragged execution was asked for, but {hindrance}.", "Use `execution: auto` or `padded`.")
+        return next(name for name in ("graph", "ragged", "padded") if not hindrances[name])
+    if hindrances[train.execution]:
+        raise SpecError(
+            f"{train.execution.capitalize()} execution was asked for, but {hindrances[train.execution]}.",
+            "Use `execution: auto` or `padded`.",
+        )
     return train.execution
 
 

@@ -89,11 +89,12 @@ class TrainSpec(_Part):
     )
     device: str = Field("auto", title="Device", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | Literal["auto"] = Field("auto", title="CPU threads")
-    execution: Literal["auto", "padded", "ragged"] = Field(
+    execution: Literal["auto", "padded", "ragged", "graph"] = Field(
         "auto",
         title="Step execution",
         description="padded: batches as tables. ragged: without work for padding, on the CPU and without dropout. "
-        "Same batches, and the same numbers but for rounding; auto takes ragged where it can.",
+        "graph: recorded once and replayed, on a GPU. Same batches, and the same numbers but for rounding; auto "
+        "takes what is fastest.",
     )
     max_length: int | Literal["auto"] = Field(
         "auto", title="Tokens per example", description="auto: 64 for sentences, 256 for reviews."

@@ -33,7 +33,10 @@ class OwnAdamW:
         import torch
 
         self._tensors = dict(tensors)
-        self._adamw = torch.optim.AdamW(list(tensors.values()), weight_decay=weight_decay, fused=True)
+        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+        self._adamw = torch.optim.AdamW(
+            list(tensors.values()), weight_decay=weight_decay, fused=True, capturable=on_gpu
+        )
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """Those there are, by name."""
@@ -46,7 +49,7 @@ class OwnAdamW:
         squares = [gradient.square().sum() for gradient in self.gradients().values()]
         return torch.stack(squares).sum() if squares else None
 
-    def step(self, lr: float, scale: torch.Tensor) -> None:
+    def step(self, lr: float | torch.Tensor, scale: torch.Tensor) -> None:
         """One update with the gradients times `scale`, which are dropped then."""
         for gradient in self.gradients().values():
             gradient.mul_(scale)
@@ -132,7 +135,7 @@ class ActiveTensors(Method):
     def gradient_square(self) -> torch.Tensor | None:
         return self.optimizer.square()
 
-    def update(self, lr: float, scale: torch.Tensor) -> None:
+    def update(self, lr: float | torch.Tensor, scale: torch.Tensor) -> None:
         self.optimizer.step(lr, scale)
 
     def optimizer_scalars(self) -> int:

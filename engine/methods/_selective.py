@@ -205,7 +205,7 @@ class Selective(Method):
         """Mask, then clip: the norm is that of the selected gradients."""
         return self.sparse.gradient_square()
 
-    def update(self, lr: float, scale: torch.Tensor) -> None:
+    def update(self, lr: float | torch.Tensor, scale: torch.Tensor) -> None:
         self.sparse.step(lr, scale)
 
     def optimizer_scalars(self) -> int:

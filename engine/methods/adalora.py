@@ -89,6 +89,7 @@ class AdaLoRA(PeftMethod):
         "depends on which of them keep their ranks: the figure is then the largest possible."
     )
     views: ClassVar[tuple[str, ...]] = ("rank", "change")
+    captured = "gradients"
     not_capturable = "the number of ranks it prunes changes from step to step"
     Config: ClassVar[type[MethodConfig]] = AdaLoRAConfig
 

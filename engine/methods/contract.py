@@ -164,8 +164,13 @@ class Method:
     steady: ClassVar[bool] = True
     """Whether the tensors of `parameters` are the same ones all through a run, so that others can stand on it."""
     scores_first: ClassVar[bool] = False
+    captured: ClassVar[Literal["step", "gradients", ""]] = "step"
+    """What of a step a CUDA graph can hold: all of it, forward and backward pass, or nothing.
+
+    Of a captured step only the work on tensors is repeated: its hooks are called a few times in all.
+    """
     not_capturable: ClassVar[str] = ""
-    """Why its step cannot be captured as a CUDA graph; empty when it can."""
+    """Why not all of its step can be captured; empty when it can."""
     export_formats: ClassVar[tuple[str, ...]] = ("merged",)
     """Of ``delta`` (sparse file), ``peft`` (adapter folder), ``merged`` (whole model)."""
 
@@ -247,8 +252,8 @@ class Method:
         """Sum of squares of the gradients it consumed, for clipping; 0-d, on the device."""
         return None
 
-    def update(self, lr: float, scale: torch.Tensor) -> None:
-        """Apply its own optimizer with this learning rate; gradients times `scale` (clipping, 0-d)."""
+    def update(self, lr: float | torch.Tensor, scale: torch.Tensor) -> None:
+        """Apply its own optimizer with this learning rate (0-d on a GPU); gradients times `scale` (clipping, 0-d)."""
 
     def extra_loss(self) -> torch.Tensor | None:
         """A term added to the task loss."""

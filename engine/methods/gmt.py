@@ -91,6 +91,7 @@ class GMT(ActiveTensors):
         "weights moved in the end."
     )
     Config: ClassVar[type[MethodConfig]] = GmtConfig
+    captured = "gradients"
     not_capturable = "Every step ranks all gradients, tensor by tensor, and looks at the result."
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
@@ -184,12 +185,12 @@ class GMT(ActiveTensors):
             masks[name] = flat.view(gradient.shape)
         return masks
 
-    def update(self, lr: float, scale: torch.Tensor) -> None:
+    def update(self, lr: float | torch.Tensor, scale: torch.Tensor) -> None:
         import torch
 
         decay = lr * self.context.weight_decay
         with torch.no_grad():
-            for tensor, mask, _ in self._masks if decay else ():
+            for tensor, mask, _ in self._masks if self.context.weight_decay else ():
                 tensor.mul_(torch.where(mask, 1 - decay, 1.0))
         super().update(lr, scale)
         with torch.no_grad():

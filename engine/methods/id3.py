@@ -146,6 +146,7 @@ class ID3(Selective):
         "which on weights near 0.02 ranks almost by gradient alone."
     )
     Config: ClassVar[type[MethodConfig]] = Id3Config
+    captured = "gradients"
     not_capturable = "The set of trained weights grows from step to step, and with it the shapes of the update."
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:

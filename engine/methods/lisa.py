@@ -88,6 +88,7 @@ class LISA(ActiveBlocks):
         "draw and so lost them. Here they are dropped by default. The budget counts what trains at a time."
     )
     Config: ClassVar[type[MethodConfig]] = LisaConfig
+    captured = ""
     not_capturable = "Which layers have gradients changes from draw to draw."
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:

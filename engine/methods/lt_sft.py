@@ -83,6 +83,7 @@ class LTSFT(StaticMask):
     )
     Config: ClassVar[type[MethodConfig]] = LtSftConfig
     composes = False
+    captured = ""
     not_capturable = "In mid-run it goes back and trains other weights."
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
@@ -132,7 +133,7 @@ class LTSFT(StaticMask):
         square = None if self._dense is None else self._dense.square()
         return super().gradient_square() if square is None else square
 
-    def update(self, lr: float, scale: torch.Tensor) -> None:
+    def update(self, lr: float | torch.Tensor, scale: torch.Tensor) -> None:
         if self._dense is None:
             super().update(lr, scale)
         else:

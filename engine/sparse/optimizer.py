@@ -68,8 +68,7 @@ class SparseAdamW:
         self._decay, self._correction = weight_decay, correction
         self.count = 0
         """Entries selected so far."""
-        self.steps = 0
-        """Updates done."""
+        self._steps = torch.zeros((), dtype=torch.float64, device=device)
         self._where = {
             key: torch.zeros(capacity, dtype=torch.int32, device=device) for key in ("tensor", "index", "step")
         }
@@ -128,22 +127,26 @@ class SparseAdamW:
         """Sum of squares of the gathered gradients, 0-d."""
         return self._values["gradient"][: self.count].square().sum()
 
+    @property
+    def steps(self) -> int:
+        """Updates done."""
+        return int(self._steps)
+
     @torch.no_grad()
-    def step(self, lr: float, scale: torch.Tensor) -> None:
-        """One AdamW update of all selected entries with their gradients times `scale`."""
-        self.steps += 1
+    def step(self, lr: float | torch.Tensor, scale: torch.Tensor) -> None:
+        """One AdamW update of all selected entries with their gradients times `scale`; asks nothing of the device."""
+        self._steps.add_(1)
         value, m, v, gradient = (self._values[key][: self.count] for key in ("value", "m", "v", "gradient"))
         gradient.mul_(scale)
         value.mul_(1 - lr * self._decay)
         m.lerp_(gradient, 1 - BETAS[0])
         v.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        if self._correction == "global":
-            first, second = (1 - beta**self.steps for beta in BETAS)
-            value.addcdiv_(m, v.sqrt().div_(second**0.5).add_(EPS), value=-lr / first)
-        else:
-            age = (self.steps - self._where["step"][: self.count]).double()
-            one, two = ((1 - beta**age) for beta in BETAS)
-            value.sub_(lr * (m / one.float()) / v.sqrt().div_(two.sqrt().float()).add_(EPS))
+        age = self._steps
+        if self._correction == "entry":
+            age = age - self._where["step"][: self.count]
+        first, second = (1 - beta**age for beta in BETAS)
+        spread = v.sqrt().div_(second.sqrt().float()).add_(EPS)
+        value.add_(torch.mul(m, (-lr / first).float()).div_(spread))
         # A tensor that takes no part in the next step must not repeat this gradient.
         gradient.zero_()
         self._write_back()
@@ -172,12 +175,13 @@ class SparseAdamW:
         """Everything a resume needs: the arena up to its filled part, and the step counter."""
         columns = {**self._where, **self._values}
         kept = {key: column[: self.count].clone() for key, column in columns.items() if key != "gradient"}
-        return {**kept, "steps": torch.tensor(self.steps)}
+        return {**kept, "steps": self._steps.clone()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take over a state and write its weights into the tensors."""
-        self.count, self.steps = len(state["index"]), int(state["steps"])
+        self.count = len(state["index"])
+        self._steps.copy_(state["steps"])
         for columns in (self._where, self._values):
             for key, column in columns.items():
                 column.zero_()

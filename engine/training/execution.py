@@ -1,23 +1,141 @@
-"""How a training step's logits are computed, as the plan chose."""
+"""Training steps as the plan chose to execute them: the numbers of each step, taken one after another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from torch.nn import functional
 
+from engine.tasks.encoding import Encoded
+from engine.training import recipe
 from engine.training.build import Built
+from engine.training.evaluation import to_device
 from engine.training.ragged import RaggedForward
 
-Forward = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+Batch = Mapping[str, torch.Tensor]
+Forward = Callable[[Batch], torch.Tensor]
 
 
-def forward_of(built: Built) -> Forward:
+class Steps(Protocol):
+    """Executes optimizer steps; what they measured waits on the device until it is read."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """Of the dense tensors."""
+
+    def start(self, done: int) -> None:
+        """Called once, before the first step taken, with the number of steps done before."""
+
+    def take(self, step: int) -> int:
+        """Step `step`, from 0; returns its padded tokens."""
+
+    def read(self) -> list[tuple[int, tuple[float, float, float]]]:
+        """Of all steps since the last reading: its number, loss, accuracy and gradient norm before clipping."""
+
+
+class StepWork:
+    """The work of one step on tensors, the same for every way to execute it."""
+
+    def __init__(self, built: Built, forward: Forward) -> None:
+        train = built.spec.train
+        self.built, self.forward = built, forward
+        self.optimizer = recipe.dense_optimizer([p for _, p in built.dense], train)
+
+    def backward(self, batch: Batch, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of one batch; returns its loss and accuracy, 0-d."""
+        logits = self.forward(batch)
+        loss = functional.cross_entropy(logits.float(), labels)
+        extra = self.built.method.extra_loss()
+        (loss if extra is None else loss + extra).backward()
+        return loss.detach(), (logits.detach().argmax(1) == labels).float().mean()
+
+    def apply(self, step: int, lr: float | torch.Tensor) -> torch.Tensor:
+        """Clip, update, and drop the gradients; returns their norm before clipping, 0-d."""
+        method = self.built.method
+        method.before_step(step)
+        norm, scale = recipe.clip(
+            (p for _, p in self.built.dense), method.gradient_square(), self.built.spec.train.clip
+        )
+        method.update(lr, scale)
+        if self.optimizer is not None:
+            self.optimizer.param_groups[0]["lr"] = lr
+            self.optimizer.step()
+        method.after_step(step)
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def hook_gradients(self) -> None:
+        """Hand each streamed tensor's gradient to the method as soon as it is complete."""
+        for name, parameter in self.built.method.streamed():
+
+            def consume(p: Any, name: str = name) -> None:
+                self.built.method.on_gradient(name, p)
+
+            parameter.register_post_accumulate_grad_hook(consume)
+
+
+class EagerSteps:
+    """One operation after another, on padded or ragged batches.
+
+    Args:
+        built: the run's objects.
+        encoded: training examples.
+        order: which of them each step reads, int64 (steps, batch).
+    """
+
+    def __init__(self, built: Built, encoded: Encoded, order: np.ndarray) -> None:
+        self._work, self._train = StepWork(built, _forward_of(built)), built.spec.train
+        self._encoded, self._order = encoded, order
+        self._waiting: list[tuple[int, torch.Tensor]] = []
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        return self._work.optimizer
+
+    def start(self, done: int) -> None:
+        self._work.hook_gradients()
+
+    def take(self, step: int) -> int:
+        train = self._train
+        batch = to_device(self._encoded.batch(self._order[step]), train.device)
+        loss, accuracy = self._work.backward(batch, batch.pop("labels"))
+        norm = self._work.apply(step, float(train.lr) * recipe.lr_factor(step, train.steps, train.warmup))
+        self._waiting.append((step, torch.stack([loss, accuracy, norm.to(loss.device)])))
+        return batch["attention_mask"].numel()
+
+    def read(self) -> list[tuple[int, tuple[float, float, float]]]:
+        if not self._waiting:
+            return []
+        values = torch.stack([numbers for _, numbers in self._waiting]).cpu().tolist()
+        steps = [step for step, _ in self._waiting]
+        self._waiting = []
+        return [(step, tuple(row)) for step, row in zip(steps, values, strict=True)]
+
+
+def steps_of(built: Built, encoded: Encoded, order: np.ndarray) -> Steps:
+    """As the plan chose."""
+    if built.spec.train.execution == "graph":
+        from engine.training.graph import GraphSteps
+
+        return GraphSteps(built, encoded, order)
+    return EagerSteps(built, encoded, order)
+
+
+def _forward_of(built: Built) -> Forward:
     """From a padded batch without labels to logits (n, classes)."""
     if built.spec.train.execution == "ragged":
         return RaggedForward(built.model, built.setting.source.family)
+    return padded_forward(built)
 
-    def padded(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+
+def padded_forward(built: Built) -> Forward:
+    """The model as it is."""
+
+    def padded(batch: Batch) -> torch.Tensor:
         logits: torch.Tensor = built.model(**batch).logits
         return logits
 

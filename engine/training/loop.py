@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.nn import functional
 
 from engine.errors import Stopped
 from engine.events import Control, Sink
@@ -17,8 +13,8 @@ from engine.tasks.order import batch_order, curve_sample
 from engine.training import checkpoint, recipe
 from engine.training.build import Built
 from engine.training.courtesy import Courtesy
-from engine.training.evaluation import loss_and_accuracy, predict, to_device
-from engine.training.execution import forward_of
+from engine.training.evaluation import loss_and_accuracy, predict
+from engine.training.execution import steps_of
 from engine.training.recorder import Recorder
 
 FLUSH_SECONDS = 0.25
@@ -48,20 +44,17 @@ class Loop:
         folder: Path,
     ) -> None:
         self.built = built
-        self.train_set = splits["train"]
+        train_set = splits["train"]
         self.validation = splits["validation"]
         self.sink = sink
         self.control = control
         self.checkpoints = folder / "checkpoint"
         self.train = built.spec.train
-        self.forward = forward_of(built)
         self.courtesy = courtesy
-        self.optimizer = recipe.dense_optimizer([p for _, p in built.dense], self.train)
         self.guard = recipe.DivergenceGuard(len(built.setting.dataset.labels))
         self.recorder = Recorder(built, sink, self.train.steps)
-        self.order = batch_order(
-            len(self.train_set), self.train.batch_size, self.train.steps, self.train.seed_of("data")
-        )
+        order = batch_order(len(train_set), self.train.batch_size, self.train.steps, self.train.seed_of("data"))
+        self.steps = steps_of(built, train_set, order)
         self.curve = curve_sample(self.validation.labels)
         self.curve_steps = set(curve_points(self.train.steps))
         self.seconds = 0.0
@@ -72,7 +65,6 @@ class Loop:
         """Wall time of what was done before the checkpoint this run goes on from."""
         self._began = time.monotonic()
         self._window = 0.0
-        self._waiting: list[tuple[int, torch.Tensor]] = []
         self._flushed = self._saved = time.monotonic()
 
     @property
@@ -88,7 +80,7 @@ class Loop:
         """
         done = self._resume()
         self.sink.phase("training", done, self.train.steps)
-        self._hook_gradients()
+        self.steps.start(done)
         if done == 0:
             self._measure_curve(0)
             self._save(0)
@@ -96,7 +88,7 @@ class Loop:
         looped = time.perf_counter()
         for step in range(done, self.train.steps):
             started = time.perf_counter()
-            self._step(step)
+            self.recorder.count_tokens(self.steps.take(step))
             self._window += time.perf_counter() - started
             last = step + 1 == self.train.steps
             self.recorder.after_step(step, last)
@@ -110,54 +102,20 @@ class Loop:
                 self._pause(step + 1)
             looped = time.perf_counter()
 
-    def _step(self, step: int) -> None:
-        """One optimizer step."""
-        train, method = self.train, self.built.method
-        lr = float(train.lr) * recipe.lr_factor(step, train.steps, train.warmup)
-        batch = to_device(self.train_set.batch(self.order[step]), train.device)
-        labels = batch.pop("labels")
-        logits = self.forward(batch)
-        loss = functional.cross_entropy(logits.float(), labels)
-        extra = method.extra_loss()
-        (loss if extra is None else loss + extra).backward()
-        method.before_step(step)
-        norm, scale = recipe.clip((p for _, p in self.built.dense), method.gradient_square(), train.clip)
-        method.update(lr, scale)
-        if self.optimizer is not None:
-            self.optimizer.param_groups[0]["lr"] = lr
-            self.optimizer.step()
-        method.after_step(step)
-        if self.optimizer is not None:
-            self.optimizer.zero_grad(set_to_none=True)
-        accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        self._waiting.append((step, torch.stack([loss.detach(), accuracy, norm.to(loss.device)])))
-        self.recorder.count_tokens(batch["attention_mask"].numel())
-
-    def _hook_gradients(self) -> None:
-        """Hand each streamed tensor's gradient to the method as soon as it is complete."""
-        for name, parameter in self.built.method.streamed():
-
-            def consume(p: Any, name: str = name) -> None:
-                self.built.method.on_gradient(name, p)
-
-            parameter.register_post_accumulate_grad_hook(consume)
-
     def _flush(self, done: int) -> None:
         """Read the waiting numbers from the device, store them, and act on what they say."""
-        if self._waiting:
-            steps = [step for step, _ in self._waiting]
-            started = time.perf_counter()
-            values = torch.stack([numbers for _, numbers in self._waiting]).cpu().tolist()
-            self._window += time.perf_counter() - started  # a GPU finishes its steps here
-            self._waiting = []
-            for step, (loss, accuracy, norm) in zip(steps, values, strict=True):
+        started = time.perf_counter()
+        found = self.steps.read()
+        self._window += time.perf_counter() - started  # a GPU finishes its steps here
+        if found:
+            for step, (loss, accuracy, norm) in found:
                 self.sink.scalar("train/loss", step + 1, loss)
                 self.sink.scalar("train/accuracy", step + 1, accuracy)
                 self.sink.scalar("gradient/norm", step + 1, norm)
                 factor = recipe.lr_factor(step, self.train.steps, self.train.warmup)
                 self.sink.scalar("lr", step + 1, float(self.train.lr) * factor)
                 self.guard.see(step + 1, loss, norm)
-            self.sink.scalar("step/seconds", done, self._window / len(values))
+            self.sink.scalar("step/seconds", done, self._window / len(found))
             self.seconds += self._window
             self._window = 0.0
         self.recorder.costs(done)
@@ -191,7 +149,7 @@ class Loop:
             "seconds": self.seconds,
             "elapsed": self.earlier + time.monotonic() - self._began,
         }
-        checkpoint.save(self.checkpoints, self.built, self.optimizer, done, state)
+        checkpoint.save(self.checkpoints, self.built, self.steps.optimizer, done, state)
         self._saved = time.monotonic()
 
     def _resume(self) -> int:
@@ -200,7 +158,7 @@ class Loop:
         if saved is None:
             self.sink.rewind(-1)  # of a run that starts again, nothing from before may stay
             return 0
-        checkpoint.restore(saved, self.built, self.optimizer)
+        checkpoint.restore(saved, self.built, self.steps.optimizer)
         self.guard.restore(saved.state["guard"])
         self.recorder.restore(saved.state["recorder"])
         self.seconds, self.earlier = saved.state["seconds"], saved.state["elapsed"]

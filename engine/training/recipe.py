@@ -46,7 +46,13 @@ def dense_optimizer(parameters: Sequence[nn.Parameter], train: TrainSpec) -> tor
     if not parameters:
         return None
     return torch.optim.AdamW(
-        list(parameters), lr=float(train.lr), betas=BETAS, eps=EPS, weight_decay=train.weight_decay, fused=True
+        list(parameters),
+        lr=float(train.lr),
+        betas=BETAS,
+        eps=EPS,
+        weight_decay=train.weight_decay,
+        fused=True,
+        capturable=train.execution == "graph",
     )
 
 

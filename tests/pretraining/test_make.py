@@ -89,8 +89,11 @@ def test_stopped_and_called_again_it_ends_at_the_same_weights(
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_other_settings_start_anew_and_leave_what_was_there(made: Made, home: Path, tmp_path: Path) -> None:
+def test_other_settings_start_anew_and_leave_what_was_there(
+    made: Made, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made("nano-llama", tmp_path / "first", tmp_path / "work", steps=2)
+    monkeypatch.setattr(loop, "SAY_SECONDS", 1e9)
     facts = made("nano-llama", tmp_path / "second", tmp_path / "work", steps=3)
     assert [entry["step"] for entry in facts["history"]] == [3], "no step was taken over"
     assert len(list((tmp_path / "work").glob("checkpoint-*.pt"))) == 2

@@ -125,6 +125,8 @@ def test_the_plan_takes_ragged_where_it_can_be(home: Path, small: Path) -> None:
     assert make_plan(parse_spec(adapter)).spec.train.execution == "padded"
     outer = spec_data(small, {"name": "id3", "k": 50, "on": {"name": "lora", "dropout": 0.1}})
     assert make_plan(parse_spec(outer)).spec.train.execution == "padded"
+    with pytest.raises(SpecError, match="it is for a GPU"):
+        make_plan(parse_spec(spec_data(small, execution="graph")))
 
 
 def test_a_family_with_relative_positions_stays_padded(home: Path, small: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from engine.spec import parse_spec
 from engine.store.run_reader import RunReader
 from engine.store.runs import Runs
 from engine.training.build import Caches
-from engine.training.loop import Loop
+from engine.training.execution import EagerSteps
 from engine.training.run import run_job
 from tests.small import spec_data, write_data
 
@@ -156,11 +156,11 @@ def test_a_hopeless_learning_rate_ends_as_diverged_with_its_history(home: Path, 
 
 
 def test_an_unexpected_error_is_told_in_plain_words(home: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def out_of_memory(self: Loop, step: int) -> None:
+    def out_of_memory(self: EagerSteps, step: int) -> int:
         raise MemoryError
 
     run_id = submit(home, spec_data(small, "bitfit"))
-    monkeypatch.setattr(Loop, "_step", out_of_memory)
+    monkeypatch.setattr(EagerSteps, "take", out_of_memory)
     assert run_job(home, run_id, Caches()) == "failed"
     assert Runs(home).get(run_id).error == "The device ran out of memory."
 

@@ -1,0 +1,79 @@
+"""CUDA graphs: the numbers of eager steps, the same ones every time, also after a resume. Needs a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.methods.registry import methods
+from engine.plan import make_plan
+from engine.spec import parse_spec
+from engine.store.runs import Runs
+from engine.training.build import Caches
+from engine.training.run import run_job
+from tests.models.saved import CONFIGS, save_tiny, save_tokenizer
+from tests.small import spec_data
+from tests.training.test_run import StopAt, series, settings_of, submit
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+ON_LORA = [{"name": name, "k": 60, "on": {"name": "lora", "rank": 4}} for name in ("id3", "pafi")]
+EVERY = [settings_of(name, 300) for name, method in sorted(methods().items()) if method.captured]
+CHOOSES_ANEW = ("id3", "gmt")
+"""Which weights these take may turn on the last bit of a gradient."""
+
+
+def on_gpu(small: Path, method: dict[str, Any], **train: Any) -> dict[str, Any]:
+    return spec_data(small, method, device="cuda", precision="fp32", lr=0.005, **{"steps": 50, **train})
+
+
+def finished(home: Path, data: dict[str, Any]) -> str:
+    run_id = submit(home, data)
+    assert run_job(home, run_id, Caches()) == "finished", Runs(home).get(run_id).error
+    return run_id
+
+
+@pytest.mark.parametrize("method", [*EVERY, *ON_LORA], ids=lambda m: m["name"] + ("-on" if "on" in m else ""))
+def test_losses_are_those_of_eager_steps(home: Path, small: Path, method: dict[str, Any]) -> None:
+    assert make_plan(parse_spec(on_gpu(small, method))).spec.train.execution == "graph"
+    eager, graph = (finished(home, on_gpu(small, method, execution=how)) for how in ("padded", "graph"))
+    one, two = ([value for _, value in series(home, run)["train/loss"]] for run in (eager, graph))
+    norms = [[value for _, value in series(home, run)["gradient/norm"]] for run in (eager, graph)]
+    assert norms[1][0] == pytest.approx(norms[0][0], rel=1e-5), "the first step's gradients"
+    apart = 1e-2 if method["name"] in CHOOSES_ANEW else 1e-4
+    assert np.abs(np.subtract(one, two)).max() < apart
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_kind_of_model_can_be_captured(home: Path, small: Path, tmp_path: Path, name: str) -> None:
+    folder = save_tokenizer(save_tiny(name, tmp_path / "model"), "bert")
+    losses = []
+    for how in ("padded", "auto"):
+        data = on_gpu(small, {"name": "bitfit" if CONFIGS[name][0] == "bert" else "full"}, execution=how, steps=20)
+        losses.append([value for _, value in series(home, finished(home, data | {"model": str(folder)}))["train/loss"]])
+    assert np.abs(np.subtract(*losses)).max() < 1e-4
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "adalora", "pafi", "id3"])
+def test_the_same_numbers_twice_and_after_a_resume(
+    home: Path, small: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = on_gpu(small, settings_of(method, 300))
+    straight, again, stopped = finished(home, data), finished(home, data), submit(home, data)
+    assert series(home, again) == series(home, straight)
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
+        patch.setattr("engine.training.run.RowControl", lambda runs, run_id: StopAt(runs, run_id, 21, "keep"))
+        assert run_job(home, stopped, Caches()) == "stopped"
+    runs = Runs(home)
+    runs.resume(stopped, "test")
+    assert runs.claim(stopped, "here", {"pid": 0})
+    assert run_job(home, stopped, Caches()) == "finished", runs.get(stopped).error
+    assert series(home, stopped) == series(home, straight)
+    ours, theirs = (load_file(runs.folder(run).result / "trained.safetensors") for run in (stopped, straight))
+    assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
