@@ -73,6 +73,8 @@ def _execution(train: TrainSpec, device: str, family: Family, *, drops: bool, ca
         if device == "cpu"
         else "this method changes in mid-run what a graph would have recorded"
         if not captured
+        else "this type of model moves data from the processor at every step"
+        if not family.captured
         else "",
     }
     if train.execution == "auto":

@@ -82,6 +82,23 @@ def plan_of(base: RunSpec, method: str, seed: int, budget: int | None, lr: float
     return make_plan(base.model_copy(update={"method": MethodChoice(name=method), "budget": wanted, "train": train}))
 
 
+def write_job(place: Path, plan: Plan) -> Path:
+    """The job file of one run of ours, in a folder of its own."""
+    place.mkdir(parents=True, exist_ok=True)
+    job = {"plan": plan.to_json(), "home": str(place / "home"), "out": str(place / "out.json")}
+    (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
+    return place / "job.json"
+
+
+def outcome_of(job: Path) -> dict[str, Any] | None:
+    """What came of a job: ``folder`` of the run and its ``summary``, None if it diverged; None before it has ended."""
+    path = job.with_name("out.json")
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def write_shared(folder: Path, plan: Plan, seeds: Sequence[int]) -> Setting:
     """Write split, batches, initial heads and scoring orders for all seeds; returns the setting."""
     from safetensors.torch import save_file

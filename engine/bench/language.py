@@ -143,7 +143,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         f"perplexity per token of {read['tokens']:,} held-out tokens: {read['model']:.1f}, "
         f"unigram {read['unigram']:.0f}, ratio {read['unigram'] / read['model']:.1f}",
         f"dictionary words in {len(report['samples'])} samples: {spelt['known']:,} of {spelt['all']:,}, "
-        f"{100 * spelt['share']:.1f} %; {100 * spelt['share_with_questions']:.1f} % with the scrambled words it asks for",
+        f"{100 * spelt['share']:.1f} %; {100 * spelt['share_with_questions']:.1f} % with the words it scrambles",
     ]
     for task, found in report["in_context"].items():
         shown = ", ".join(

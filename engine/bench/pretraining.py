@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.bench.jobs import plan_of, recipe_of
+from engine.bench.jobs import outcome_of, plan_of, recipe_of, write_job
 from engine.bench.pool import carry_out, shares
 from engine.devices import cpu_threads, cuda_devices
 from engine.models.catalogue import resolve_model
@@ -81,15 +81,9 @@ def _trained(
             model = given.model if side == "pretrained" else str(_random_weights(given.model, folder, seed))
             for rate in tried:
                 plan = plan_of(base.model_copy(update={"model": model}), "full", seed, None, rate)
-                place = folder / f"{side}-{rate:g}-{seed}"
-                place.mkdir(parents=True, exist_ok=True)
-                job = {"plan": plan.to_json(), "home": str(place / "home"), "out": str(place / "out.json")}
-                jobs[side, rate, seed] = place / "job.json"
-                jobs[side, rate, seed].write_text(json.dumps(job), encoding="utf-8")
+                jobs[side, rate, seed] = write_job(folder / f"{side}-{rate:g}-{seed}", plan)
     carry_out(shares("ours", list(jobs.values()), given.workers, folder / "logs"), print)
-    return {
-        key: json.loads(job.with_name("out.json").read_text(encoding="utf-8"))["summary"] for key, job in jobs.items()
-    }
+    return {key: (outcome_of(job) or {})["summary"] for key, job in jobs.items()}
 
 
 def _random_weights(model: str, folder: Path, seed: int) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.bench.accuracy import COMMON_BUDGET
-from engine.bench.jobs import METHODS, plan_of, recipe_of
+from engine.bench.jobs import METHODS, outcome_of, plan_of, recipe_of, write_job
 from engine.bench.pool import carry_out, shares
 from engine.devices import cpu_threads, cuda_devices
 from engine.stats.intervals import mean_over_seeds
@@ -65,21 +65,16 @@ def _prepare(given: argparse.Namespace, folder: Path, threads: int) -> dict[Key,
         for rate in given.rates:
             for seed in range(100, 100 + given.seeds):
                 plan = plan_of(base, method, seed, given.budget or None, rate)
-                place = folder / f"{method}-{rate:g}-{seed}"
-                place.mkdir(parents=True, exist_ok=True)
-                job = {"plan": plan.to_json(), "home": str(place / "home"), "out": str(place / "out.json")}
-                jobs[method, rate, seed] = place / "job.json"
-                jobs[method, rate, seed].write_text(json.dumps(job), encoding="utf-8")
+                jobs[method, rate, seed] = write_job(folder / f"{method}-{rate:g}-{seed}", plan)
     return jobs
 
 
 def _row(given: argparse.Namespace, method: str, jobs: dict[Key, Path]) -> dict[str, Any]:
     means: list[float | None] = []
     for rate in given.rates:
-        found = [path.with_name("out.json") for (name, lr, _), path in jobs.items() if (name, lr) == (method, rate)]
+        found = [outcome_of(job) or {} for (name, lr, _), job in jobs.items() if (name, lr) == (method, rate)]
         # A rate so high that no seed finishes has no accuracy; `carry_out` lets diverged runs pass.
-        summaries = [json.loads(path.read_text(encoding="utf-8"))["summary"] for path in found]
-        finished = [summary["accuracy"]["validation"] for summary in summaries if summary]
+        finished = [one["summary"]["accuracy"]["validation"] for one in found if one["summary"]]
         means.append(mean_over_seeds(finished).estimate if len(finished) == len(found) else None)
     best = max(zip(given.rates, means, strict=True), key=lambda pair: -1.0 if pair[1] is None else pair[1])
     return {"method": method, "rates": given.rates, "means": means, "best": best[0]}

@@ -36,6 +36,7 @@ class Family:
         head_reads: what the head reads of the last hidden states: the pooler's view of the first token, the
             first token itself, or the last one. None where tokens of several examples cannot stand end to end
             (relative positions, sliding windows), or nothing computes the family so.
+        captured: whether its passes can be a CUDA graph: they ask nothing of the processor.
     """
 
     kind: Literal["encoder", "decoder"]
@@ -50,6 +51,7 @@ class Family:
     transposed: bool = False
     pad_token: int | None = None
     head_reads: Literal["pooler", "first", "last"] | None = None
+    captured: bool = True
 
     @property
     def output(self) -> str:
@@ -151,6 +153,7 @@ _MPNET = replace(
     head=_DENSE_HEAD,
     pad_token=1,
     head_reads=None,
+    captured=False,
 )
 _DISTILBERT = replace(
     _BERT,
@@ -193,6 +196,7 @@ _DEBERTA_V2 = replace(
     ),
     head=(("pooler.dense", "head"), ("classifier", "head")),
     head_reads=None,
+    captured=False,
 )
 _GPT2 = Family(
     kind="decoder",

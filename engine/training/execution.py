@@ -133,10 +133,11 @@ def _forward_of(built: Built) -> Forward:
 
 
 def padded_forward(built: Built) -> Forward:
-    """The model as it is."""
+    """The model as it is; a decoder without the cache that only writing needs."""
+    extra = {"use_cache": False} if built.setting.source.family.kind == "decoder" else {}
 
     def padded(batch: Batch) -> torch.Tensor:
-        logits: torch.Tensor = built.model(**batch).logits
+        logits: torch.Tensor = built.model(**batch, **extra).logits
         return logits
 
     return padded
