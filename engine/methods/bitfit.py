@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engine.errors import BudgetError
 from engine.methods._tensors import WholeTensors
-from engine.methods.contract import TUNED_BY, LearningRate, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
@@ -106,7 +106,11 @@ class BitFit(WholeTensors):
         r"\Delta b": "what is learned",
         r"x, h": "input and output of the layer",
     }
-    lr = LearningRate(4e-3, f"best of 1e-3, 2e-3, 4e-3 and 8e-3 by {TUNED_BY}, budget 26,112")
+    lr = LearningRate(
+        4e-3,
+        f"best of 1e-3, 2e-3, 4e-3 and 8e-3 by {TUNED_BY}, budget 26,112",
+        {"nano-bert": LearningRate(1e-2, f"{TUNED_ON_NANO}, budget 5,888")},
+    )
     notes = (
         "Trains every bias of the backbone, those of the norms, of the embeddings' norm and of the pooler included, "
         "as the authors' `all`; gains of norms stay frozen (the ID3 authors' re-implementation trains them too). The "

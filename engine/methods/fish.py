@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engine.methods._scored import GradientScored, ScoringConfig
 from engine.methods._selective import SelectiveConfig
-from engine.methods.contract import TUNED_BY, LearningRate, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
 
 if TYPE_CHECKING:
@@ -75,7 +75,11 @@ class FishMask(GradientScored):
         r"p(y \mid x)": "the model's probability of a label, at its initial weights",
         r"\theta_j": "weight j",
     }
-    lr = LearningRate(4e-3, f"best of 1e-3, 2e-3, 4e-3 and 8e-3 by {TUNED_BY}, budget 26,112")
+    lr = LearningRate(
+        4e-3,
+        f"best of 1e-3, 2e-3, 4e-3 and 8e-3 by {TUNED_BY}, budget 26,112",
+        {"nano-bert": LearningRate(3e-3, f"{TUNED_ON_NANO}, budget 5,888")},
+    )
     notes = (
         "As the authors' scripts do: labels of the data (empirical Fisher), single examples, evaluation mode, no "
         "division by their number, one ranking over all tensors, and clipping by the norm of the selected gradients. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from engine.methods._tensors import WholeTensors
-from engine.methods.contract import TUNED_BY, LearningRate, Paper
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
@@ -51,7 +51,11 @@ class FullFineTuning(WholeTensors):
         r"\eta_t": "learning rate at step t: warm-up, then linear decay",
         r"\mathrm{AdamW}": "the gradient divided by its running size, with momentum",
     }
-    lr = LearningRate(5e-5, f"best of 2e-5, 5e-5, 1e-4 and 2e-4 by {TUNED_BY}")
+    lr = LearningRate(
+        5e-5,
+        f"best of 2e-5, 5e-5, 1e-4 and 2e-4 by {TUNED_BY}",
+        {"nano-bert": LearningRate(1e-4, TUNED_ON_NANO)},
+    )
     notes = (
         "The pooler is trained, as part of the backbone; the task head is counted apart. Rows of the embeddings that "
         "no example reaches get no gradient and stay as they are unless weight decay is on."

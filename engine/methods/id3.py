@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from engine.methods._selective import Selective, SelectiveConfig
-from engine.methods.contract import TUNED_BY, Context, LearningRate, Method, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
 
@@ -135,7 +135,11 @@ class ID3(Selective):
         r"u_t": "weights unmasked at step t; the first steps take one more where T does not divide k",
         r"k, T": "selected weights in the end, and steps of the run",
     }
-    lr = LearningRate(2e-3, f"best of 1e-3, 2e-3 and 4e-3 by {TUNED_BY}, budget 26,112")
+    lr = LearningRate(
+        2e-3,
+        f"best of 1e-3, 2e-3 and 4e-3 by {TUNED_BY}, budget 26,112",
+        {"nano-bert": LearningRate(1e-2, f"{TUNED_ON_NANO}, budget 5,888")},
+    )
     notes = (
         "Score and ranking follow the authors' code, |g| to the first power; the lecture's slide squares it. Rankings "
         "depend on exp/p alone: the slide's exp is twice the code's for the same masks. Released versions overshoot k "

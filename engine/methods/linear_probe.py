@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.methods.contract import TUNED_BY, LearningRate, Method, Paper
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, Method, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
@@ -54,7 +54,11 @@ class LinearProbe(Method):
         r"W, b": "the task head, the only thing that is trained",
         r"\hat{y}": "probability of each class",
     }
-    lr = LearningRate(3e-2, f"best of 1e-3, 2e-3, 4e-3, 1e-2 and 3e-2 by {TUNED_BY}")
+    lr = LearningRate(
+        3e-2,
+        f"best of 1e-3, 2e-3, 4e-3, 1e-2 and 3e-2 by {TUNED_BY}",
+        {"nano-bert": LearningRate(3e-3, TUNED_ON_NANO)},
+    )
     notes = (
         "The paper probes single layers of a network with linear classifiers; this is its special case for the last "
         "layer. Trained by the same recipe as every other method, so it approaches logistic regression on the same "

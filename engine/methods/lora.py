@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from engine.errors import BudgetError, SpecError
 from engine.methods._peft import ADAPTER, MAX_RANK, AdapterConfig, PeftMethod, in_out
-from engine.methods.contract import TUNED_BY, LearningRate, MethodConfig, Paper, largest
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, MethodConfig, Paper, largest
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
@@ -86,7 +86,11 @@ class LoRA(PeftMethod):
         r"r": "rank",
         r"\alpha": "scale of the update",
     }
-    lr = LearningRate(1e-3, f"best of 1e-3, 2e-3 and 4e-3 by {TUNED_BY}, budget 26,112")
+    lr = LearningRate(
+        1e-3,
+        f"best of 1e-3, 2e-3 and 4e-3 by {TUNED_BY}, budget 26,112",
+        {"nano-bert": LearningRate(3e-3, f"{TUNED_ON_NANO}, budget 5,888")},
+    )
     notes = (
         "A starts uniform within 1/sqrt(inputs), as in the authors' code and peft; the paper says Gaussian. A budget "
         "sets the largest equal rank, then gives one more rank to the cheapest matrices, in model order, while it "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from engine.methods._selective import SelectiveConfig, StaticMask
-from engine.methods.contract import TUNED_BY, LearningRate, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
 
@@ -80,7 +80,11 @@ class PaFi(StaticMask):
         r"\tau_k": "the k-th smallest magnitude of all eligible weights",
         r"k": "number of selected weights",
     }
-    lr = LearningRate(8e-3, f"best of 1e-3, 2e-3, 4e-3 and 8e-3 by {TUNED_BY}, budget 26,112")
+    lr = LearningRate(
+        8e-3,
+        f"best of 1e-3, 2e-3, 4e-3 and 8e-3 by {TUNED_BY}, budget 26,112",
+        {"nano-bert": LearningRate(3e-2, f"{TUNED_ON_NANO}, budget 5,888")},
+    )
     notes = (
         "The authors' code was never released. As in the ID3 authors' re-implementation, one ranking runs over all "
         "tensors, here without the task head, which is dense and outside the budget, and without embedding rows that "

@@ -32,6 +32,9 @@ class Steps(Protocol):
     def take(self, step: int) -> int:
         """Step `step`, from 0; returns its padded tokens."""
 
+    def wait(self) -> None:
+        """Until the device has done all steps taken."""
+
     def read(self) -> list[tuple[int, tuple[float, float, float]]]:
         """Of all steps since the last reading: its number, loss, accuracy and gradient norm before clipping."""
 
@@ -107,6 +110,9 @@ class EagerSteps:
         self._waiting.append((step, torch.stack([loss, accuracy, norm.to(loss.device)])))
         return batch["attention_mask"].numel()
 
+    def wait(self) -> None:
+        wait_for(self._train.device)
+
     def read(self) -> list[tuple[int, tuple[float, float, float]]]:
         if not self._waiting:
             return []
@@ -130,6 +136,12 @@ def _forward_of(built: Built) -> Forward:
     if built.spec.train.execution == "ragged":
         return RaggedForward(built.model, built.setting.source.family)
     return padded_forward(built)
+
+
+def wait_for(device: str) -> None:
+    """Until a GPU has done what it was given; a processor always has."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
 
 
 def padded_forward(built: Built) -> Forward:

@@ -21,7 +21,7 @@ from engine.sparse.optimizer import put
 from engine.tasks.encoding import Encoded
 from engine.training import recipe
 from engine.training.build import Built
-from engine.training.execution import StepWork, padded_forward
+from engine.training.execution import StepWork, padded_forward, wait_for
 
 BUCKET = 8
 """Lengths that a graph is made for: multiples of this."""
@@ -75,6 +75,9 @@ class GraphSteps:
             self._rest(step)
         self._taken = step + 1
         return self._examples.batch_size * length
+
+    def wait(self) -> None:
+        wait_for(self._built.spec.train.device)
 
     def read(self) -> list[tuple[int, tuple[float, float, float]]]:
         rows = self._numbers[self._read : self._taken].cpu().tolist()

@@ -89,9 +89,12 @@ class Loop:
         for step in range(done, self.train.steps):
             started = time.perf_counter()
             self.recorder.count_tokens(self.steps.take(step))
-            self._window += time.perf_counter() - started
             last = step + 1 == self.train.steps
-            self.recorder.after_step(step, last)
+            if framed := self.recorder.due(step, last):
+                self.steps.wait()  # what the steps still need is no cost of the frame
+            self._window += time.perf_counter() - started
+            if framed:
+                self.recorder.frame(step)
             if not (last or step + 1 in self.curve_steps or self._due(self._flushed, FLUSH_SECONDS)):
                 continue
             self._flush(step + 1)

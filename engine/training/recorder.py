@@ -51,10 +51,13 @@ class Recorder:
             self.sink.meta("biases", describe(self._bias.parameters))
         self._frame(0)
 
-    def after_step(self, step: int, last: bool) -> None:
-        """Take a frame after step `step` (from 0) when one is due."""
-        if self.schedule.due(step + 1) or last:
-            self._frame(step + 1)
+    def due(self, step: int, last: bool) -> bool:
+        """Whether a frame is taken after step `step` (from 0)."""
+        return self.schedule.due(step + 1) or last
+
+    def frame(self, step: int) -> None:
+        """Take the frame after step `step`."""
+        self._frame(step + 1)
 
     def costs(self, done: int) -> None:
         """Record peak memory and energy so far."""
