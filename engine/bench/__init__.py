@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from engine.errors import UnknownName
 
-BENCHMARKS = ("accuracy", "calibration", "language", "pretraining", "start", "steps", "tune", "tuned")
+BENCHMARKS = ("accuracy", "calibration", "language", "pretraining", "selective", "start", "steps", "tune", "tuned")
 
 
 def main(argv: Sequence[str]) -> int:

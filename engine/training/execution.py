@@ -91,7 +91,7 @@ class EagerSteps:
     """
 
     def __init__(self, built: Built, encoded: Encoded, order: np.ndarray) -> None:
-        self._work, self._train = StepWork(built, _forward_of(built)), built.spec.train
+        self._work, self._train = StepWork(built, forward_of(built)), built.spec.train
         self._encoded, self._order = encoded, order
         self._waiting: list[tuple[int, torch.Tensor]] = []
 
@@ -131,7 +131,7 @@ def steps_of(built: Built, encoded: Encoded, order: np.ndarray) -> Steps:
     return EagerSteps(built, encoded, order)
 
 
-def _forward_of(built: Built) -> Forward:
+def forward_of(built: Built) -> Forward:
     """From a padded batch without labels to logits (n, classes)."""
     if built.spec.train.execution == "ragged":
         return RaggedForward(built.model, built.setting.source.family)
