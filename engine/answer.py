@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from engine.training.build import Built
 
-KINDS = ("try", "export", "prompt", "budgets")
+KINDS = ("try", "export", "prompt", "budgets", "ages")
 KEPT = 4
 """Finished runs kept in memory."""
 MAX_CHARACTERS = 20_000
@@ -58,12 +58,12 @@ def answer_request(home: Path, kind: str, payload: Mapping[str, Any], caches: Ca
     Args:
         home: the store.
         kind: ``try`` with ``runs``, ``text`` and ``pair``; ``export`` for download, with ``run`` and
-            ``format``; ``prompt`` with ``model``, ``task`` and ``shots``; or ``budgets`` with ``run``.
+            ``format``; ``prompt`` with ``model``, ``task`` and ``shots``; ``budgets`` or ``ages`` with ``run``.
         payload: the named values.
         caches: kept between questions.
 
     Returns:
-        What `answer` returns, the ``path`` of the written file, or what `by_shots` or `budgets` returns.
+        What `answer` returns, the ``path`` of the written file, or what `by_shots`, `budgets` or `ages` returns.
 
     Raises:
         SpecError: for another kind.
@@ -84,6 +84,10 @@ def answer_request(home: Path, kind: str, payload: Mapping[str, Any], caches: Ca
         from engine.export.budgets import budgets
 
         return budgets(home, payload["run"])
+    if kind == "ages":
+        from engine.export.ages import ages
+
+        return ages(home, payload["run"])
     raise SpecError(f"Questions of kind {kind!r} are not answered.", f"Known: {', '.join(KINDS)}.")
 
 

@@ -49,7 +49,7 @@ if view == "result":
     test_results(snapshot.metas["test"], key=row.id)
     if masks.grew(record):
         with shell.told():
-            masks.budgets_section(row)
+            masks.grown_section(row)
 elif view == "recipe":
     recipe(row)
     taking.downloads(row)

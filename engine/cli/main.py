@@ -138,6 +138,8 @@ def _add_results(commands: Commands) -> None:
     budgets = _add(commands, "budgets", running.budgets, "Measure one run of ID3 at ten sizes of its mask.")
     budgets.add_argument("run")
     budgets.add_argument("--write", metavar="FOLDER", help="write each size as a delta")
+    ages = _add(commands, "ages", running.ages, "Say how far weights moved, by when they were selected.")
+    ages.add_argument("run")
     prune = _add(commands, "prune", running.prune, "Delete old runs, or show what that would free.")
     prune.add_argument("--older-than", type=_not_negative, default=30.0, metavar="DAYS")
     prune.add_argument("--yes", action="store_true", help="really delete")

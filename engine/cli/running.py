@@ -1,4 +1,4 @@
-"""Commands about runs: run, submit, runs, show, stop, resume, try, export, overlap, budgets, prune, serve, bench."""
+"""Commands about runs, from `run` and `submit` to `export` and `prune`, and those that measure finished ones."""
 
 from __future__ import annotations
 
@@ -219,6 +219,24 @@ def budgets(arguments: argparse.Namespace) -> int:
             "until step": entry["step"],
             "accuracy": f"{100 * entry['accuracy']:.1f} % [{100 * entry['ci95'][0]:.1f}, {100 * entry['ci95'][1]:.1f}]",
             **({"file": entry["file"]} if folder else {}),
+        }
+        for entry in found["rows"]
+    ]
+    return emit(arguments, found, table(rows))
+
+
+def ages(arguments: argparse.Namespace) -> int:
+    """Say how far the weights of one run moved, by when they were selected."""
+    from engine.export.ages import ages as measure
+
+    found = measure(settings.home(), Runs(settings.home()).find(arguments.run).id)
+    rows = [
+        {
+            "selected at steps": f"{entry['first'] + 1:,} to {entry['last'] + 1:,}",
+            "weights": f"{entry['count']:,}",
+            "median change": f"{entry['quartiles'][1]:.2e}",
+            "middle half": f"{entry['quartiles'][0]:.1e} to {entry['quartiles'][2]:.1e}",
+            "unmoved": f"{entry['unmoved']:,}",
         }
         for entry in found["rows"]
     ]

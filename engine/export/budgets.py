@@ -15,12 +15,13 @@ import numpy as np
 
 from engine.errors import SpecError
 from engine.export.finished import Finished, opened
+from engine.export.grown import before, selected_at
 from engine.stats.intervals import wilson
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.training.build import Built, Caches
+    from engine.training.build import Built
 
 SIZES = 10
 Progress = Callable[[int, int], None]
@@ -57,11 +58,11 @@ def budgets(home: Path, run_id: str, *, folder: Path | None = None, progress: Pr
             )
         result = read_result(finished.folder.result)
         trained = own_tensors(result, 0)
-        limits = _limits(trained, finished)
+        limits = _limits(selected_at(trained, finished))
         caches = Caches()
         built = rebuild(finished, caches)
         test = encoded_splits(built.spec, built.setting, caches)["test"]
-        start = _before(built, trained, caches)
+        start = before(built, trained, caches)
         rows = []
         for done, limit in enumerate(limits):
             own = until(trained, limit)
@@ -86,28 +87,10 @@ def until(trained: Mapping[str, torch.Tensor], limit: int) -> dict[str, torch.Te
     return kept
 
 
-def _limits(trained: Mapping[str, torch.Tensor], finished: Finished) -> list[int]:
+def _limits(steps: np.ndarray) -> list[int]:
     """Steps at which the mask had about a tenth, two tenths ... of its entries; the last has all."""
-    columns = [tensor.numpy() for key, tensor in trained.items() if key.endswith(".step")]
-    steps = np.sort(np.concatenate(columns)) if columns else np.zeros(0, np.int64)
-    if len(np.unique(steps)) < 2:
-        raise SpecError(
-            f"{finished.methods[0].title} chose nothing step by step in this run, so its mask has one size only.",
-            "Choose a finished run of ID3.",
-        )
     places = np.ceil(len(steps) * np.arange(1, SIZES + 1) / SIZES).astype(int) - 1
     return sorted({int(steps[place]) + 1 for place in places})
-
-
-def _before(built: Built, trained: Mapping[str, torch.Tensor], caches: Caches) -> dict[str, torch.Tensor]:
-    """The selected entries as they were before training: of the base, or of what the method below it made."""
-    from engine.training.build import build
-
-    untouched = dict(build(built.spec, caches).model.named_parameters())
-    start = dict(trained)
-    for name in (key.removesuffix(".index") for key in trained if key.endswith(".index")):
-        start[f"{name}.value"] = untouched[name].detach().view(-1)[trained[f"{name}.index"].long()]
-    return start
 
 
 def _count(triples: Mapping[str, torch.Tensor]) -> int:

@@ -14,6 +14,7 @@ from engine.probes.recorded import mask_of
 from engine.stats.overlap import Mask, Overlap, overlaps
 from engine.store.run_row import RunRow
 from pages.parts import feed
+from pages.parts.figures.ages import ages_chart
 from pages.parts.figures.budgets import budgets_chart
 from pages.parts.picture import draw_chart, theme
 from pages.parts.tables import label_of
@@ -83,20 +84,30 @@ def _table(pairs: Sequence[Overlap]) -> pd.DataFrame:
     )
 
 
-def budgets_section(row: RunRow) -> None:
-    """Accuracy at the earlier sizes of a mask that grew, measured when asked for."""
+def grown_section(row: RunRow) -> None:
+    """What a mask that grew is worth at its earlier sizes, and how far its weights moved; measured when asked for."""
     st.subheader("One run, many budgets", anchor=False)
     st.caption(
         "This mask grew step by step, so that it holds smaller ones. Each is measured again on the test set: the "
         "weights selected up to a step keep the values they ended with, all later ones go back to what they were."
     )
-    measured = st.session_state.setdefault("budgets", {})
-    if st.button("Measure ten sizes", icon=":material/stacked_line_chart:", key=f"budgets-{row.id}"):
+    if found := _measured("budgets", row, "Measure ten sizes", ":material/stacked_line_chart:"):
+        _budgets(found)
+    st.subheader("Early and late weights", anchor=False)
+    st.caption("A weight selected late has few steps left, at falling learning rates. How far did each get?")
+    if found := _measured("ages", row, "Measure how far they moved", ":material/schedule:"):
+        _ages(found)
+
+
+def _measured(kind: str, row: RunRow, label: str, icon: str) -> dict[str, Any] | None:
+    """What the engine found when it was asked, in this browser."""
+    measured = st.session_state.setdefault(kind, {})
+    if st.button(label, icon=icon, key=f"{kind}-{row.id}"):
         with st.spinner("The engine measures …"):
-            asked = client.ask(settings.home(), "budgets", {"run": row.id})
+            asked = client.ask(settings.home(), kind, {"run": row.id})
             measured[row.id] = client.answer(settings.home(), asked, WAIT_SECONDS).value()
-    if row.id in measured:
-        _budgets(measured[row.id])
+    found: dict[str, Any] | None = measured.get(row.id)
+    return found
 
 
 def _budgets(found: dict[str, Any]) -> None:
@@ -112,6 +123,23 @@ def _budgets(found: dict[str, Any]) -> None:
     ]
     st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Test accuracy by size of the mask")
     st.caption(f"The task head, {found['head']:,} scalars, is the trained one throughout.")
+
+
+def _ages(found: dict[str, Any]) -> None:
+    draw_chart(ages_chart(found, theme()), live=False, key="ages")
+    rows = [
+        {
+            "First step": entry["first"] + 1,
+            "Last step": entry["last"] + 1,
+            "Weights": entry["count"],
+            "Median change": entry["quartiles"][1],
+            "Lower quartile": entry["quartiles"][0],
+            "Upper quartile": entry["quartiles"][2],
+            "Unmoved": entry["unmoved"],
+        }
+        for entry in found["rows"]
+    ]
+    st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Change of weights by step of selection")
 
 
 def grew(record: feed.StoredRun) -> bool:

@@ -308,6 +308,25 @@ def test_one_run_is_measured_at_many_budgets(house, words_of, monkeypatch):
     assert "go back to what they were" in words_of(app)
 
 
+def test_weights_are_shown_by_the_step_they_were_selected_at(house, words_of, monkeypatch):
+    from pages.parts import masks
+
+    rows = [
+        {"first": 10 * n, "last": 10 * n + 9, "count": 5, "quartiles": [1e-5, 2e-5 / (n + 1), 3e-5], "unmoved": n}
+        for n in (0, 1)
+    ]
+    monkeypatch.setattr(masks.client, "ask", lambda *asked: asked)
+    answer = {"run": "r", "method": "id3", "rows": rows}
+    monkeypatch.setattr(masks.client, "answer", lambda *asked: type("Given", (), {"value": lambda self: answer})())
+    run_id = house.add("id3")
+    house.finish(run_id)
+    app = no_error(house.open("run", run=run_id, view="result"))
+    app.button(key=f"ages-{run_id}").click().run()
+    (table,) = [frame.value for frame in no_error(app).dataframe if "Median change" in frame.value]
+    assert table["First step"].tolist() == [1, 11]
+    assert table["Unmoved"].tolist() == [0, 1]
+
+
 def test_the_budget_offered_is_as_far_as_bitfit_goes_on_the_model(house):
     app = no_error(house.open("launch"))
     assert app.number_input(key="launch--params-nano-bert").value == 5_888
