@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from engine.training.build import Built
 
-KINDS = ("try", "export", "prompt", "budgets", "ages")
+KINDS = ("try", "export", "prompt", "budgets", "ages", "divergence")
 KEPT = 4
 """Finished runs kept in memory."""
 MAX_CHARACTERS = 20_000
@@ -58,12 +58,14 @@ def answer_request(home: Path, kind: str, payload: Mapping[str, Any], caches: Ca
     Args:
         home: the store.
         kind: ``try`` with ``runs``, ``text`` and ``pair``; ``export`` for download, with ``run`` and
-            ``format``; ``prompt`` with ``model``, ``task`` and ``shots``; ``budgets`` or ``ages`` with ``run``.
+            ``format``; ``prompt`` with ``model``, ``task`` and ``shots``; ``budgets`` or ``ages`` with ``run``; or
+            ``divergence`` with ``model`` and ``dataset``.
         payload: the named values.
         caches: kept between questions.
 
     Returns:
-        What `answer` returns, the ``path`` of the written file, or what `by_shots`, `budgets` or `ages` returns.
+        What `answer` returns, the ``path`` of the written file, or what `by_shots`, `budgets`, `ages` or
+        `from_kl_to_fisher` returns.
 
     Raises:
         SpecError: for another kind.
@@ -88,6 +90,10 @@ def answer_request(home: Path, kind: str, payload: Mapping[str, Any], caches: Ca
         from engine.export.ages import ages
 
         return ages(home, payload["run"])
+    if kind == "divergence":
+        from engine.training.divergence import from_kl_to_fisher
+
+        return from_kl_to_fisher(payload["model"], payload["dataset"])
     raise SpecError(f"Questions of kind {kind!r} are not answered.", f"Known: {', '.join(KINDS)}.")
 
 

@@ -151,6 +151,14 @@ def _add_models(commands: Commands) -> None:
     prompt.add_argument("--task", required=True, help="sums, hidden, copy, reversal, rotation, anagram or sentiment")
     prompt.add_argument("--shots", default="0,1,2,4,8", help="how many solved questions, several with commas")
     prompt.add_argument("--questions", type=_one_or_more, default=200, help="how many, where the task leaves it open")
+    divergence = _add(
+        commands, "divergence", models.divergence, "From KL to Fisher: how far answers move when weights do."
+    )
+    divergence.add_argument("--model", default="nano-bert")
+    divergence.add_argument("--dataset", default="rotten_tomatoes")
+    divergence.add_argument("--k", type=_one_or_more, default=1_000, help="weights of each group")
+    divergence.add_argument("--examples", type=_one_or_more, default=64)
+    divergence.add_argument("--seed", type=int, default=0)
     pretrain = _add(commands, "pretrain", models.pretrain, "Make a nano model as the shipped ones were made.")
     pretrain.add_argument("name", help="nano-bert or nano-llama")
     pretrain.add_argument("--to", required=True, metavar="FOLDER", help="where the model is written")

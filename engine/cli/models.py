@@ -52,6 +52,26 @@ def prompt(arguments: argparse.Namespace) -> int:
     return emit(arguments, found, f"{table(rows)}\n{found['naive_way']}: {100 * found['naive']:.1f} %")
 
 
+def divergence(arguments: argparse.Namespace) -> int:
+    """Measure how far answers move when weights do, against the Fisher information's prediction."""
+    from engine.training.divergence import from_kl_to_fisher
+
+    found = from_kl_to_fisher(
+        arguments.model, arguments.dataset, k=arguments.k, examples=arguments.examples, seed=arguments.seed
+    )
+    rows = [
+        {
+            "weights": row["group"],
+            "step": f"{row['step']:.1e}",
+            "KL (nats)": f"{sum(row['kl']) / len(row['kl']):.2e}",
+            "predicted": f"{sum(row['quadratic']) / len(row['quadratic']):.2e}",
+            "by the diagonal": f"{row['diagonal']:.2e}",
+        }
+        for row in found["rows"]
+    ]
+    return emit(arguments, found, table(rows))
+
+
 def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]

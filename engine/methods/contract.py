@@ -164,6 +164,8 @@ class Method:
     """Which source is followed where paper, lecture and code differ; how papers count parameters."""
     views: ClassVar[tuple[str, ...]] = ("change",)
     """Inside views this method feeds: ``mask``, ``rank``, ``change``, ``bias``."""
+    demonstrations: ClassVar[tuple[str, ...]] = ()
+    """What its card can measure on a real model: ``divergence``."""
     composes: ClassVar[bool] = False
     """Whether it can be put on top of another method (``on:``)."""
     steady: ClassVar[bool] = True

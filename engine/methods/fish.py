@@ -89,6 +89,7 @@ class FishMask(GradientScored):
         "scoring phase short."
     )
     Config: ClassVar[type[MethodConfig]] = FishConfig
+    demonstrations = ("divergence",)
 
     def add_example(
         self, model: nn.Module, batch: dict[str, torch.Tensor], totals: list[torch.Tensor], draws: torch.Generator

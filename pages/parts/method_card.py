@@ -12,6 +12,7 @@ from engine.methods.contract import Method
 from engine.models.catalogue import MINILM
 from pages.parts import shell
 from pages.parts.choose import FAMILIES, summary_of
+from pages.parts.demonstrations import SECTIONS
 from pages.parts.forms import fields_of
 
 
@@ -56,6 +57,8 @@ def card(method: type[Method]) -> None:
         st.caption("Exports: " + ", ".join(method.export_formats))
         shell.link("launch", "Launch a run with it", icon=":material/rocket_launch:", method=method.name)
     _settings(method)
+    for name in method.demonstrations:
+        SECTIONS[name]()
 
 
 def _settings(method: type[Method]) -> None:

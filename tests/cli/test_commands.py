@@ -66,6 +66,7 @@ LOOKING: dict[str, tuple[list[str], str]] = {
     "overlap": (["overlap", "ID3", "ID3"], "share 301 of 301 (100.0 %)"),
     "budgets": (["budgets", "ID3"], "301"),
     "ages": (["ages", "ID3"], "median change"),
+    "divergence": (["divergence", "--k", "50", "--examples", "2"], "by the diagonal"),
     "prune": (["prune"], "would delete"),
     "doctor": (["doctor"], "model minilm-l6"),
     "prompt": (["prompt", "--task", "sums", "--shots", "0,2"], "always the same answer: 10.0 %"),

@@ -327,6 +327,27 @@ def test_weights_are_shown_by_the_step_they_were_selected_at(house, words_of, mo
     assert table["Unmoved"].tolist() == [0, 1]
 
 
+def test_fishs_card_shows_how_far_answers_move_when_weights_do(house, words_of, monkeypatch):
+    from pages.parts import demonstrations
+
+    rows = [
+        {"group": group, "step": step, "kl": [size * step**2, 2 * size * step**2], "quadratic": [size * step**2] * 2,
+         "diagonal": size * step**2}
+        for group, size in (("top", 1.0), ("random", 1e-3), ("bottom", 0.0))
+        for step in (1e-3, 1e-2)
+    ]  # fmt: skip
+    answer = {"model": "nano-bert", "dataset": "rotten_tomatoes", "k": 9, "examples": 4, "rows": rows}
+    given = type("Given", (), {"value": lambda self: answer})
+    monkeypatch.setattr(demonstrations.client, "ask", lambda *asked: asked)
+    monkeypatch.setattr(demonstrations.client, "answer", lambda *asked: given())
+    app = no_error(house.open("methods", method="fish"))
+    app.button(key="divergence-measure").click().run()
+    (table,) = [frame.value for frame in no_error(app).dataframe if "Predicted" in frame.value]
+    assert table["KL, mean (nats)"].tolist()[:2] == pytest.approx([1.5e-6, 1.5e-4])
+    assert "python -m engine divergence" in [code.value for code in app.code][-1]
+    assert not [button for button in house.open("methods", method="pafi").button if button.key == "divergence-measure"]
+
+
 def test_the_budget_offered_is_as_far_as_bitfit_goes_on_the_model(house):
     app = no_error(house.open("launch"))
     assert app.number_input(key="launch--params-nano-bert").value == 5_888
