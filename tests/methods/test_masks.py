@@ -19,7 +19,9 @@ from engine.methods.pafi import PaFi
 from engine.methods.random_mask import RandomMask
 from engine.methods.s2ft import S2FT
 from engine.methods.shira import SHiRA
+from engine.methods.smt import SMT
 from engine.methods.speft import Speft
+from engine.methods.tr_pts import TrPts
 from engine.sparse.selection import shares
 from tests.methods import reference
 from tests.methods.driver import Training, batches_of, make, weights
@@ -268,3 +270,79 @@ def test_the_rows_of_a_matrix_stored_the_other_way_round_are_its_channels() -> N
     assert part.shape == (64, 16)
     assert int(part.all(1).sum()) == 5
     assert int(part.sum()) == 5 * 16
+
+
+# --- blocks ---------------------------------------------------------------------------------
+
+
+def cut(table: torch.Tensor, side: int) -> torch.Tensor:
+    """A matrix as (rows of blocks, columns of blocks, side, side)."""
+    return torch.stack([torch.stack(part.split(side, 1)) for part in table.split(side)])
+
+
+@pytest.mark.parametrize("score", ["mean_abs", "abs_mean"])
+def test_smt_trains_the_best_blocks_of_all_attention_matrices(score: str) -> None:
+    model = tiny_bert()
+    rows = architecture_of(model).linears(["q", "k", "v"])
+    sums = reference.gradients(model, [dict(model.named_parameters())[row.name] for row in rows], EXAMPLES)
+    mask = mask_of(SMT, blocks=5, side=8, score=score)
+    assert list(mask) == [row.name for row in rows]
+    filled, scores = [], []
+    for row, total in zip(rows, sums, strict=True):
+        blocks, shares = cut(total.view(row.shape), 8), cut(mask[row.name].float(), 8).mean((2, 3))
+        assert bool(((shares == 0) | (shares == 1)).all()), "whole blocks"
+        filled.append(shares.flatten().bool())
+        scores.append((blocks.mean((2, 3)).abs() if score == "mean_abs" else blocks.abs().mean((2, 3))).flatten())
+    chosen, every = torch.cat(filled), torch.cat(scores)
+    assert int(chosen.sum()) == 5
+    assert every[chosen].min() >= every[~chosen].max() * (1 - 1e-5)
+
+
+def test_smt_cuts_only_what_its_side_divides_and_meets_a_budget_in_whole_blocks() -> None:
+    architecture = architecture_of(tiny_bert())
+    assert SMT.fit(architecture, SMT.Config(side=8), 200).blocks == 3
+    with pytest.raises(BudgetError, match="One block alone has 64"):
+        SMT.fit(architecture, SMT.Config(side=8), 63)
+    with pytest.raises(BudgetError, match="No matrix here can be cut"):
+        SMT.fit(architecture, SMT.Config(side=7), 10_000)
+    assert "only the head trains" in SMT.warnings(architecture, SMT.Config(side=7), 10)[0]
+
+
+# --- a quota for each matrix ------------------------------------------------------------------
+
+
+def test_tr_pts_gives_every_neuron_of_a_matrix_as_many_by_fisher_information() -> None:
+    model = tiny_bert()
+    rows = architecture_of(model).linears()
+    tensors = [dict(model.named_parameters())[row.name] for row in rows]
+    fisher = [torch.zeros(row.size) for row in rows]
+    for batch in EXAMPLES:
+        for total, gradient in zip(fisher, reference.gradients(model, tensors, [batch]), strict=True):
+            total += gradient.flatten() ** 2
+    mask = mask_of(TrPts, k=1500)
+    counts = {name: part.sum(1) for name, part in mask.items()}
+    assert all(bool((count == count[0]).all()) for count in counts.values())
+    total = int(sum(count.sum() for count in counts.values()))
+    assert 1200 < total <= 1500
+    assert len({int(count[0]) for count in counts.values()}) > 1, "matrices differ"
+    for row, information in zip(rows, fisher, strict=True):
+        part, table = mask[row.name], information.view(row.shape)
+        if part.any():
+            chosen = table.masked_fill(~part, float("inf")).min(1).values
+            others = table.masked_fill(part, -1).max(1).values
+            assert bool((chosen >= others * (1 - 1e-5)).all()), row.name
+
+
+def test_tr_pts_gives_more_to_where_the_information_is() -> None:
+    model = tiny_bert()
+    method = make(TrPts, model, {"k": 2000})
+    method.attach(model)
+    flat = [torch.rand(row.size) for row in method.rows]
+    flat[3] += 1
+    each = method._per_neuron([part.clone() for part in flat])
+    assert each[3] == max(each) > 0
+    assert sum(n * row.shape[0] for n, row in zip(each, method.rows, strict=True)) <= 2000
+
+
+def test_tr_pts_spends_a_budget_too_small_to_divide_in_one_place() -> None:
+    assert 0 < int(together(mask_of(TrPts, k=40)).sum()) <= 40
