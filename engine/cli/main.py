@@ -157,7 +157,7 @@ def _add_models(commands: Commands) -> None:
     divergence.add_argument("--model", default="nano-bert")
     divergence.add_argument("--dataset", default="rotten_tomatoes")
     divergence.add_argument("--k", type=_one_or_more, default=1_000, help="weights of each group")
-    divergence.add_argument("--examples", type=_one_or_more, default=64)
+    divergence.add_argument("--examples", type=_one_or_more, default=32)
     divergence.add_argument("--seed", type=int, default=0)
     pretrain = _add(commands, "pretrain", models.pretrain, "Make a nano model as the shipped ones were made.")
     pretrain.add_argument("name", help="nano-bert or nano-llama")

@@ -23,7 +23,7 @@ from engine.tasks.encoding import Encoded
 from engine.training.build import Caches, base_model, encoded_splits
 from engine.training.evaluation import to_device
 
-STEPS = tuple(float(step) for step in np.logspace(-4, 1, 11))
+STEPS = tuple(float(step) for step in np.logspace(-4, 0, 9))
 """Lengths of the displacement: the root of the sum of squares of all changes."""
 GROUPS = ("top", "random", "bottom")
 PROBE = 1e-5
@@ -33,7 +33,7 @@ Entries = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def from_kl_to_fisher(
-    model_id: str, dataset: str, *, k: int = 1_000, examples: int = 64, draws: int = 5, seed: int = 0
+    model_id: str, dataset: str, *, k: int = 1_000, examples: int = 32, draws: int = 3, seed: int = 0
 ) -> dict[str, Any]:
     """Measure a base model with a fresh head on validation examples.
 
@@ -73,6 +73,8 @@ def measure(
         raise SpecError(f"{k:,} weights are more than may be selected here.", "Ask for fewer.")
     batch = to_device(encoded.batch(np.arange(min(examples, len(encoded)))), "cpu")
     batch.pop("labels")
+    with torch.no_grad():
+        old = _log_probabilities(model, batch)
     fisher = fisher_diagonal(model, tensors, encoded, len(batch["input_ids"]))
     rng = torch.Generator().manual_seed(seed)
     found = []
@@ -80,9 +82,9 @@ def measure(
         entries, information = _chosen(group, fisher, rows, tensors, k, rng)
         signs = [torch.randint(0, 2, (k,), generator=rng).double() * 2 - 1 for _ in range(draws)]
         directions = [sign / k**0.5 for sign in signs]
-        slopes = [_curvature(model, batch, entries, direction) for direction in directions]
+        slopes = [_curvature(model, batch, old, entries, direction) for direction in directions]
         for step in STEPS:
-            kl = [_divergence(model, batch, entries, step * direction) for direction in directions]
+            kl = [_divergence(model, batch, old, entries, step * direction) for direction in directions]
             found.append(
                 {
                     "group": group,
@@ -125,7 +127,10 @@ def _chosen(
     k: int,
     rng: torch.Generator,
 ) -> tuple[Entries, torch.Tensor]:
-    """The weights of a group, and their Fisher information (k,) in the same order."""
+    """The weights of a group, and their Fisher information (k,) in the same order.
+
+    ``bottom`` are the least of those that have any: words of no example would move nothing at all.
+    """
     allowed = torch.cat([_allowed(row) for row in rows])
     every = torch.cat(list(fisher))
     if group == "random":
@@ -133,7 +138,7 @@ def _chosen(
         places = places[torch.randperm(len(places), generator=rng)[:k]]
     else:
         worst = -1.0 if group == "top" else float("inf")
-        places = torch.where(allowed, every, worst).topk(k, largest=group == "top").indices
+        places = torch.where(allowed & (every > 0), every, worst).topk(k, largest=group == "top").indices
     places = places.sort().values
     starts = torch.tensor([0, *(len(part) for part in fisher)]).cumsum(0)
     owners = torch.searchsorted(starts, places, right=True) - 1
@@ -169,25 +174,26 @@ def _moved(entries: Entries, displacement: torch.Tensor) -> Iterator[None]:
 
 @torch.no_grad()
 def _divergence(
-    model: nn.Module, batch: dict[str, torch.Tensor], entries: Entries, displacement: torch.Tensor
+    model: nn.Module, batch: dict[str, torch.Tensor], old: torch.Tensor, entries: Entries, displacement: torch.Tensor
 ) -> float:
     """Mean divergence of the moved answers from the old ones, nats.
 
     ``sum p (exp(d) - 1 - d)`` with d the change of the log-probabilities: the same as ``-sum p d``, without
     the cancellation of its first order.
     """
-    old = _log_probabilities(model, batch)
     with _moved(entries, displacement):
         change = _log_probabilities(model, batch) - old
     return float((old.exp() * (change.expm1() - change)).sum(1).mean())
 
 
 @torch.no_grad()
-def _curvature(model: nn.Module, batch: dict[str, torch.Tensor], entries: Entries, direction: torch.Tensor) -> float:
+def _curvature(
+    model: nn.Module, batch: dict[str, torch.Tensor], old: torch.Tensor, entries: Entries, direction: torch.Tensor
+) -> float:
     """``u' F u`` for a direction u, F the whole Fisher matrix: mean square slope of the log-probabilities."""
     ends = []
     for sign in (1, -1):
         with _moved(entries, sign * PROBE * direction):
             ends.append(_log_probabilities(model, batch))
     slope = (ends[0] - ends[1]) / (2 * PROBE)
-    return float((_log_probabilities(model, batch).exp() * slope.square()).sum(1).mean())
+    return float((old.exp() * slope.square()).sum(1).mean())

@@ -44,14 +44,14 @@ def test_the_prediction_is_met_as_the_step_shrinks(rows) -> None:
         ]
         assert apart[0] < 2e-3
         assert 5 < apart[2] / apart[0] < 20, "the first order that is left out shrinks with the step, tenfold here"
-        assert apart[-1] > 0.05, "and large steps do not meet it"
+        assert apart[-1] > 0.02, "and large steps do not meet it"
 
 
 def test_the_groups_are_in_the_order_of_their_information(rows) -> None:
     top, random, bottom = (np.mean(rows[group, STEPS[0]]["kl"]) for group in ("top", "random", "bottom"))
     assert top > 5 * random > 0
     assert bottom < random / 5
-    assert rows["bottom", STEPS[0]]["diagonal"] == 0, "words that no example has"
+    assert rows["bottom", STEPS[0]]["diagonal"] > 0, "of words that no example has nothing is shown"
 
 
 def test_the_diagonal_is_that_of_the_jacobian(parts) -> None:
