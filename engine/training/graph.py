@@ -39,7 +39,7 @@ class GraphSteps:
     def __init__(self, built: Built, encoded: Encoded, order: np.ndarray) -> None:
         train = built.spec.train
         self._built, self._work = built, StepWork(built, padded_forward(built))
-        self._examples = _Examples(encoded, order, train.device)
+        self._examples = Examples(encoded, order, train.device)
         rates = [float(train.lr) * recipe.lr_factor(step, train.steps, train.warmup) for step in range(train.steps)]
         self._rates = torch.tensor(rates, device=train.device)
         self._rate = torch.zeros((), device=train.device)
@@ -133,8 +133,14 @@ class GraphSteps:
         put(self._numbers, self._step, numbers[None])
 
 
-class _Examples:
-    """All training examples on the device, as tables padded to the longest."""
+class Examples:
+    """All training examples on the device, as tables, so that a counter there is enough to make a batch.
+
+    Args:
+        encoded: the examples.
+        order: which of them each step reads, int64 (steps, batch).
+        device: where the tables lie.
+    """
 
     def __init__(self, encoded: Encoded, order: np.ndarray, device: str) -> None:
         every = encoded.batch(np.arange(len(encoded)))

@@ -1,4 +1,4 @@
-"""CUDA graphs: the numbers of eager steps, the same ones every time, also after a resume. Needs a GPU."""
+"""CUDA graphs: the numbers of eager steps, the same ones every time, also after a resume. Most need a GPU."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from engine.models.families import FAMILIES
 from engine.plan import make_plan
 from engine.spec import parse_spec
 from engine.store.runs import Runs
+from engine.tasks.encoding import Encoded
 from engine.training.build import Caches
+from engine.training.graph import Examples
 from engine.training.run import run_job
 from tests.models.saved import CONFIGS, save_tiny, save_tokenizer
 from tests.small import spec_data
 from tests.training.test_run import StopAt, series, settings_of, submit
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 ON_LORA = [{"name": name, "k": 60, "on": {"name": "lora", "rank": 4}} for name in ("id3", "pafi")]
 EVERY = [settings_of(name, 300) for name, method in sorted(methods().items()) if method.captured]
@@ -39,6 +41,7 @@ def finished(home: Path, data: dict[str, Any]) -> str:
     return run_id
 
 
+@on_a_gpu
 @pytest.mark.parametrize("method", [*EVERY, *ON_LORA], ids=lambda m: m["name"] + ("-on" if "on" in m else ""))
 def test_losses_are_those_of_eager_steps(home: Path, small: Path, method: dict[str, Any]) -> None:
     assert make_plan(parse_spec(on_gpu(small, method))).spec.train.execution == "graph"
@@ -50,6 +53,7 @@ def test_losses_are_those_of_eager_steps(home: Path, small: Path, method: dict[s
     assert np.abs(np.subtract(one, two)).max() < apart
 
 
+@on_a_gpu
 @pytest.mark.parametrize("name", [name for name, (kind, _) in CONFIGS.items() if FAMILIES[kind].captured])
 def test_every_kind_of_model_can_be_captured(home: Path, small: Path, tmp_path: Path, name: str) -> None:
     folder = save_tokenizer(save_tiny(name, tmp_path / "model"), "bert")
@@ -60,6 +64,7 @@ def test_every_kind_of_model_can_be_captured(home: Path, small: Path, tmp_path: 
     assert np.abs(np.subtract(*losses)).max() < 1e-4
 
 
+@on_a_gpu
 @pytest.mark.parametrize("method", ["full", "lora", "adalora", "pafi", "id3"])
 def test_the_same_numbers_twice_and_after_a_resume(
     home: Path, small: Path, method: str, monkeypatch: pytest.MonkeyPatch
@@ -78,3 +83,24 @@ def test_the_same_numbers_twice_and_after_a_resume(
     assert series(home, stopped) == series(home, straight)
     ours, theirs = (load_file(runs.folder(run).result / "trained.safetensors") for run in (stopped, straight))
     assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())
+
+
+def test_the_tables_give_the_batches_padded_to_a_bucket() -> None:
+    """What a replay reads, from nothing but a counter."""
+    lengths = np.array([3, 9, 5, 12, 1, 7])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.arange(1, offsets[-1] + 1, dtype=np.int32)
+    encoded = Encoded(tokens, offsets, (tokens % 2).astype(np.uint8), np.arange(6), max_length=13, pad_id=99)
+    order = np.array([[0, 2, 4], [1, 3, 5]])
+    tables = Examples(encoded, order, "cpu")
+    assert [tables.length(step) for step in (0, 1)] == [8, 13], "the next multiple, or the most there can be"
+    for step, chosen in enumerate(order):
+        batch, labels = tables.batch(torch.tensor([step]), tables.length(step))
+        plain = encoded.batch(chosen)
+        longest = plain["input_ids"].shape[1]
+        assert labels.tolist() == plain.pop("labels").tolist()
+        assert set(batch) == set(plain)
+        for key, table in plain.items():
+            assert np.array_equal(batch[key][:, :longest].numpy(), table), key
+            beyond = 99 if key == "input_ids" else 0
+            assert bool((batch[key][:, longest:] == beyond).all()), key
