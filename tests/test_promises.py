@@ -18,6 +18,7 @@ from engine.tasks.order import batch_order
 from engine.training import checkpoint
 from engine.training.build import Built, Caches, base_model, build, encoded_splits
 from engine.training.courtesy import Courtesy
+from engine.training.execution import EagerSteps, StepWork
 from engine.training.loop import Loop
 from engine.training.recipe import prepare_torch
 from engine.training.run import optimizer_scalars, run_job
@@ -67,7 +68,7 @@ def assert_exactly(k: int, built: Built, loop: Loop) -> None:
         assert not differs.any(), f"{name} changed outside the selection"
     assert 0.9 * k < moved <= k, "and the selected ones did change"
     assert optimizer_scalars(built) == 2 * k
-    held = sum(t.numel() for state in loop.optimizer.state.values() for t in state.values() if t.ndim)  # type: ignore[union-attr]
+    held = sum(t.numel() for state in loop.steps.optimizer.state.values() for t in state.values() if t.ndim)  # type: ignore[union-attr]
     assert held == 2 * sum(parameter.numel() for _, parameter in built.head), "the dense optimizer has the head alone"
 
 
@@ -156,18 +157,16 @@ def test_no_checkpoint_is_taken_of_a_gradient_that_is_not_finite(
     """Its loss is finite, its update is not: the checkpoint from before must stay."""
     monkeypatch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
     monkeypatch.setattr("engine.training.loop.CHECKPOINT_SECONDS", 0.0)
-    step_of = Loop._step
+    apply = StepWork.apply
 
-    def poisoned(self: Loop, step: int) -> None:
+    def poisoned(self: StepWork, step: int, lr: float) -> torch.Tensor:
         if step == 3:
-            parameter = self.built.dense[0][1]
-            handle = parameter.register_hook(lambda gradient: gradient * float("inf"))
-            step_of(self, step)
-            handle.remove()
-        else:
-            step_of(self, step)
+            gradient = self.built.dense[0][1].grad
+            assert gradient is not None
+            gradient.mul_(float("inf"))
+        return apply(self, step, lr)
 
-    monkeypatch.setattr(Loop, "_step", poisoned)
+    monkeypatch.setattr(StepWork, "apply", poisoned)
     run_id = submit(home, spec_data(small, "full", lr=0.01))
     assert run_job(home, run_id, Caches()) == "diverged"
     assert "gradient's norm at step 4" in str(Runs(home).get(run_id).error)
@@ -222,11 +221,11 @@ def test_a_result_is_not_lost_because_its_speed_cannot_be_kept(home: Path, small
 
 
 def test_a_mistake_of_any_kind_ends_the_run_in_words(home: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def mistaken(self: Loop, step: int) -> None:
+    def mistaken(self: EagerSteps, step: int) -> int:
         raise IndexError("index 7 is out of bounds")
 
     run_id = submit(home, spec_data(small, "bitfit"))
-    monkeypatch.setattr(Loop, "_step", mistaken)
+    monkeypatch.setattr(EagerSteps, "take", mistaken)
     assert run_job(home, run_id, Caches()) == "failed"
     assert "IndexError: index 7 is out of bounds" in str(Runs(home).get(run_id).error)
 

@@ -35,6 +35,22 @@ def inputs_of(row: Parameter) -> int:
     return row.shape[0] if row.transposed else row.shape[1]
 
 
+def best_inputs(row: Parameter, scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Flat positions in a matrix, ascending, of the `count` best incoming weights of every neuron.
+
+    Args:
+        row: the matrix; `scores` has its entries, flat.
+    """
+    from engine.sparse.selection import best_of_each_row
+
+    table = scores.view(row.shape)
+    if not row.transposed:
+        return best_of_each_row(table, count)
+    chosen = best_of_each_row(table.T.contiguous(), count)
+    neuron, source = chosen // row.shape[0], chosen % row.shape[0]
+    return (source * row.shape[1] + neuron).sort().values
+
+
 class PerNeuron(StaticMask):
     """Selects a fixed number of incoming weights per neuron of every linear layer, by a score."""
 
@@ -44,10 +60,6 @@ class PerNeuron(StaticMask):
     @classmethod
     def trainables(cls, architecture: Architecture, config: Any) -> tuple[Parameter, ...]:
         return architecture.linears()
-
-    @classmethod
-    def eligible(cls, architecture: Architecture, config: Any) -> int:
-        return sum(row.size for row in cls.trainables(architecture, config))
 
     @classmethod
     def size(cls, architecture: Architecture, config: Any) -> int:
@@ -100,15 +112,7 @@ class PerNeuron(StaticMask):
     def _best(self, row: Parameter, scores: torch.Tensor) -> torch.Tensor:
         import torch
 
-        from engine.sparse.selection import best_of_each_row
-
         if len(row.shape) < 2:
             return torch.arange(row.size, device=scores.device)
         config: Any = self.config
-        count = min(config.per_neuron, inputs_of(row))
-        table = scores.view(row.shape)
-        if not row.transposed:
-            return best_of_each_row(table, count)
-        chosen = best_of_each_row(table.T.contiguous(), count)
-        neuron, source = chosen // row.shape[0], chosen % row.shape[0]
-        return (source * row.shape[1] + neuron).sort().values
+        return best_inputs(row, scores, min(config.per_neuron, inputs_of(row)))

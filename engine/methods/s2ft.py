@@ -95,10 +95,6 @@ class S2FT(StaticMask):
         return architecture.linears(wanted)
 
     @classmethod
-    def eligible(cls, architecture: Architecture, config: Any) -> int:
-        return sum(row.size for row in cls.trainables(architecture, config))
-
-    @classmethod
     def size(cls, architecture: Architecture, config: Any) -> int:
         heads = sum(_outputs(row) * width for row, width in _some(architecture, "o", config.heads))
         return heads + sum(_outputs(row) for row, _ in _some(architecture, "down", config.channels))

@@ -108,10 +108,6 @@ class SMT(GradientScored):
         return tuple(row for row in rows if all(length % config.side == 0 for length in row.shape))
 
     @classmethod
-    def eligible(cls, architecture: Architecture, config: Any) -> int:
-        return sum(row.size for row in cls.trainables(architecture, config))
-
-    @classmethod
     def size(cls, architecture: Architecture, config: Any) -> int:
         return min(config.blocks * config.side**2, cls.eligible(architecture, config))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from engine.errors import BudgetError
-from engine.methods._neurons import inputs_of
+from engine.methods._neurons import best_inputs, inputs_of
 from engine.methods._scored import GradientScored, ScoringConfig
 from engine.methods.contract import LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
@@ -84,10 +84,6 @@ class TrPts(GradientScored):
         return architecture.linears()
 
     @classmethod
-    def eligible(cls, architecture: Architecture, config: Any) -> int:
-        return sum(row.size for row in cls.trainables(architecture, config))
-
-    @classmethod
     def fit(cls, architecture: Architecture, config: Any, target: int) -> MethodConfig:
         """At most `target` selected weights.
 
@@ -120,16 +116,10 @@ class TrPts(GradientScored):
         """Divide the budget, then select per neuron."""
         import torch
 
-        from engine.sparse.selection import best_of_each_row
-
         tensors, indices = [], []
         for number, (row, count) in enumerate(zip(self.rows, self._per_neuron(totals), strict=True)):
             if count:
-                table = totals[number].view(row.shape)
-                index = best_of_each_row(table.T.contiguous() if row.transposed else table, count)
-                if row.transposed:
-                    neuron, source = index // row.shape[0], index % row.shape[0]
-                    index = (source * row.shape[1] + neuron).sort().values
+                index = best_inputs(row, totals[number], count)
                 tensors.append(torch.full_like(index, number))
                 indices.append(index)
         self.fix(torch.cat(tensors), torch.cat(indices))
