@@ -35,6 +35,11 @@ def inputs_of(row: Parameter) -> int:
     return row.shape[0] if row.transposed else row.shape[1]
 
 
+def neurons_of(row: Parameter) -> int:
+    """Output neurons of this matrix."""
+    return row.size // inputs_of(row)
+
+
 def best_inputs(row: Parameter, scores: torch.Tensor, count: int) -> torch.Tensor:
     """Flat positions in a matrix, ascending, of the `count` best incoming weights of every neuron.
 
@@ -68,7 +73,7 @@ class PerNeuron(StaticMask):
     @classmethod
     def count(cls, row: Parameter, config: Any) -> int:
         """Selected entries of one tensor."""
-        return min(config.per_neuron, inputs_of(row)) * (row.size // inputs_of(row))
+        return min(config.per_neuron, inputs_of(row)) * neurons_of(row)
 
     @classmethod
     def fit(cls, architecture: Architecture, config: Any, target: int) -> MethodConfig:

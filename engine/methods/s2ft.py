@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from engine.errors import BudgetError
-from engine.methods._neurons import inputs_of
+from engine.methods._neurons import inputs_of, neurons_of
 from engine.methods._selective import StaticMask
 from engine.methods.contract import LearningRate, MethodConfig, Paper, largest
 from engine.methods.registry import register
@@ -96,8 +96,8 @@ class S2FT(StaticMask):
 
     @classmethod
     def size(cls, architecture: Architecture, config: Any) -> int:
-        heads = sum(_outputs(row) * width for row, width in _some(architecture, "o", config.heads))
-        return heads + sum(_outputs(row) for row, _ in _some(architecture, "down", config.channels))
+        heads = sum(neurons_of(row) * width for row, width in _some(architecture, "o", config.heads))
+        return heads + sum(neurons_of(row) for row, _ in _some(architecture, "down", config.channels))
 
     @classmethod
     def fit(cls, architecture: Architecture, config: Any, target: int) -> MethodConfig:
@@ -146,10 +146,6 @@ class S2FT(StaticMask):
         if indices:
             self.fix(torch.cat(tensors), torch.cat(indices))
         return model
-
-
-def _outputs(row: Parameter) -> int:
-    return row.size // inputs_of(row)
 
 
 def _units(architecture: Architecture, role: str) -> list[tuple[Parameter, int, int]]:

@@ -95,10 +95,6 @@ class SHiRA(GradientScored):
         return architecture.linears()
 
     @classmethod
-    def eligible(cls, architecture: Architecture, config: Any) -> int:
-        return sum(row.size for row in architecture.linears())
-
-    @classmethod
     def size(cls, architecture: Architecture, config: Any) -> int:
         return sum(_count(row, config.rank) for row in architecture.linears())
 

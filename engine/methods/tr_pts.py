@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from engine.errors import BudgetError
-from engine.methods._neurons import best_inputs, inputs_of
+from engine.methods._neurons import best_inputs, inputs_of, neurons_of
 from engine.methods._scored import GradientScored, ScoringConfig
 from engine.methods.contract import LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
@@ -90,7 +90,7 @@ class TrPts(GradientScored):
         Raises:
             BudgetError: when it does not reach one per neuron of the smallest matrix.
         """
-        least = min(map(_neurons, architecture.linears()))
+        least = min(map(neurons_of, architecture.linears()))
         if target < least:
             raise BudgetError(
                 f"{cls.title} trains at least {least:,} weights here: one for each neuron of a matrix.",
@@ -131,7 +131,7 @@ class TrPts(GradientScored):
         from engine.sparse.selection import select
 
         sizes = [row.size for row in self.rows]
-        neurons = torch.tensor([_neurons(row) for row in self.rows])
+        neurons = torch.tensor([neurons_of(row) for row in self.rows])
         limits = torch.tensor([inputs_of(row) for row in self.rows])
         low, high, best = 1, sum(sizes), torch.zeros(len(sizes), dtype=torch.int64)
         while low <= high:
@@ -147,7 +147,3 @@ class TrPts(GradientScored):
             strongest = int((counts / neurons).argmax())
             best[strongest] = max(1, min(self.k // int(neurons[strongest]), int(limits[strongest])))
         return best.tolist()
-
-
-def _neurons(row: Parameter) -> int:
-    return row.size // inputs_of(row)

@@ -136,6 +136,7 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> t
     """Steps done, seconds spent, tokens read and history; the model and its optimizer as they were."""
     if not path.exists():
         return 0, 0.0, 0, []
+    # The optimizer's state is nested, so no safetensors; weights_only: reading it can run no code.
     state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
