@@ -152,8 +152,6 @@ class Selective(Method):
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Freeze all that cannot be selected, and make room for the state of k entries."""
-        from engine.sparse.optimizer import SparseAdamW
-
         if self.inner is None:
             named = dict(model.named_parameters())
         else:
@@ -168,10 +166,14 @@ class Selective(Method):
             tensor.requires_grad_(True)
         if self.context.device == "cpu":
             self._ask_for_rows(model)
-        self._sparse = SparseAdamW(
-            self._tensors, self.k, weight_decay=self.context.weight_decay, correction=self.correction
-        )
+        self._sparse = self._optimizer()
         return model
+
+    def _optimizer(self) -> SparseAdamW:
+        from engine.sparse.optimizer import SparseAdamW
+
+        decay = self.context.weight_decay
+        return SparseAdamW(self._tensors, self.k, weight_decay=decay, correction=self.correction)
 
     def _ask_for_rows(self, model: nn.Module) -> None:
         """Let word embeddings give the gradients of touched rows alone; on a GPU that would need a sync."""

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from engine.sparse.candidates import TopCandidates
+    from engine.sparse.candidates import Bound, Score, TopCandidates
     from engine.sparse.gradient import StreamedGradient
+    from engine.sparse.optimizer import SparseAdamW
+    from engine.sparse.unmasking import Unmasking
 
 
 SMALLEST_POWER = 32
@@ -150,14 +152,15 @@ class ID3(Selective):
         "which on weights near 0.02 ranks almost by gradient alone."
     )
     Config: ClassVar[type[MethodConfig]] = Id3Config
-    captured = "gradients"
-    not_capturable = "The set of trained weights grows from step to step, and with it the shapes of the update."
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
         super().__init__(config, context, inner)
         settings: Any = config
         self.correction = settings.bias_correction
         self._step = 0
+        self.flat = context.device != "cpu"
+        """Whether gradients are looked at in a few large parts, without a question to the device, as a GPU likes it."""
+        self._unmasking: Unmasking | None = None
         self._candidates: TopCandidates | None = None
         self._square: torch.Tensor | None = None
 
@@ -181,18 +184,50 @@ class ID3(Selective):
         quotient, rest = divmod(self.k, self.context.steps)
         return quotient + (step < rest)
 
+    def _optimizer(self) -> SparseAdamW:
+        if not self.flat:
+            return super()._optimizer()
+        from engine.sparse.flat import FlatSparseAdamW
+        from engine.sparse.unmasking import Unmasking
+
+        quotas = [self.quota(step) for step in range(self.context.steps)]
+        decay = self.context.weight_decay
+        sparse = FlatSparseAdamW(self._tensors, self.k, max(quotas), weight_decay=decay, correction=self.correction)
+        never = [
+            (number, start * row.size // row.shape[0], stop * row.size // row.shape[0])
+            for number, row in enumerate(self.rows)
+            for start, stop in row.frozen_rows
+        ]
+        self._unmasking = Unmasking(sparse, self._score()[0], quotas, never)
+        return sparse
+
+    def _ask_for_rows(self, model: nn.Module) -> None:
+        """Large parts are made of whole gradients."""
+        if not self.flat:
+            super()._ask_for_rows(model)
+
     # --- the step ----------------------------------------------------------------------------
+
+    def _most(self) -> int:
+        """Entries to look for at this step: the same number at every step, or all at the first alone."""
+        settings: Any = self.config
+        return self.quota(0) if settings.schedule == "increment" or not self._step else 0
 
     def on_gradient(self, name: str, parameter: nn.Parameter) -> None:
         """Take the selected entries of one gradient, rank the others, and drop it."""
-        from engine.sparse.candidates import block_norms
-        from engine.sparse.gradient import StreamedGradient
-
         if parameter.grad is None:
             return
-        number = self._numbers[name]
-        gradient = StreamedGradient.of(parameter.grad)
-        parameter.grad = None
+        gradient, parameter.grad = parameter.grad, None
+        if self._unmasking is not None:
+            self._unmasking.feed(self._numbers[name], gradient, self._most())
+        else:
+            self._rank(self._numbers[name], gradient, parameter)
+
+    def _rank(self, number: int, held: torch.Tensor, parameter: nn.Parameter) -> None:
+        from engine.sparse.candidates import TopCandidates, block_norms
+        from engine.sparse.gradient import StreamedGradient
+
+        gradient = StreamedGradient.of(held)
         self.sparse.gather(number, gradient)
         self._clear(number, gradient)
         norms = block_norms(gradient.values)
@@ -201,7 +236,7 @@ class ID3(Selective):
         self._square = square if self._square is None else self._square + square
         if quota := self.quota(self._step):
             if self._candidates is None:
-                self._candidates = self._collector(quota)
+                self._candidates = TopCandidates(quota, *self._score())
             self._candidates.feed(number, gradient, parameter, norms)
 
     def _clear(self, number: int, gradient: StreamedGradient) -> None:
@@ -214,19 +249,25 @@ class ID3(Selective):
         for start, stop in row.frozen_rows:
             gradient.clear_rows(start, stop, width)
 
-    def _collector(self, quota: int) -> TopCandidates:
+    def _score(self) -> tuple[Score, Bound | None]:
+        """The score, and its bound where there is one."""
         from functools import partial
 
-        from engine.sparse.candidates import TopCandidates
         from engine.sparse.scores import d3, d3_bound
 
         settings: Any = self.config
         knobs = {"power": settings.p, "exp": settings.exp, "eps": settings.eps}
-        bound = partial(d3_bound, **knobs) if settings.exp >= 0 else None
-        return TopCandidates(quota, partial(d3, **knobs), bound, synchronous=self.context.device == "cpu")
+        return partial(d3, **knobs), partial(d3_bound, **knobs) if settings.exp >= 0 else None
 
     def before_step(self, step: int) -> None:
         """Unmask this step's best entries; they are updated in this step already."""
+        if self._unmasking is not None:
+            self._square = self._unmasking.finish(self._most())
+        else:
+            self._unmask(step)
+        self._step = step + 1
+
+    def _unmask(self, step: int) -> None:
         quota = self.quota(step)
         if self._square is not None:
             self._square = self._square + self.sparse.gradient_square()
@@ -237,7 +278,6 @@ class ID3(Selective):
         if quota:
             self._unmask_without_score(quota, step)
         self._candidates = None
-        self._step = step + 1
 
     def _unmask_without_score(self, count: int, step: int) -> None:
         """Too few entries had a gradient: all others score 0, and the first of them are taken."""
@@ -264,6 +304,14 @@ class ID3(Selective):
         return self.sparse.gradient_square() if settings.clip_scope == "selected" or every is None else every
 
     # --- state -------------------------------------------------------------------------------
+
+    def merged(self, model: nn.Module) -> nn.Module:
+        """Folded into the weights, and every tensor in a place of its own again."""
+        from engine.sparse.flat import FlatSparseAdamW
+
+        if isinstance(self.sparse, FlatSparseAdamW):
+            self.sparse.flat.separate()
+        return super().merged(model)
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         super().load_state_dict(state)

@@ -1,10 +1,10 @@
 """Exact top-k of scores that are seen one tensor after another, while the backward pass produces them.
 
 An element of the global top-k is in the top-k of its own tensor, so that few candidates per
-tensor are enough. On the CPU two bounds spare most of the work: no score below the k-th best
-seen so far can win, and the norm of a block of gradients bounds every score in the block, so
-that only blocks which could hold a winner are scored at all. On a GPU asking which blocks
-those are would stop the queue of kernels at every tensor, and the whole tensor is scored.
+tensor are enough. Two bounds spare most of the work: no score below the k-th best seen so far can
+win, and the norm of a block of gradients bounds every score in the block, so that only blocks
+which could hold a winner are scored at all. This is for a CPU, where looking at a value is cheap;
+`engine.sparse.unmasking` is for a GPU.
 """
 
 from __future__ import annotations
@@ -41,11 +41,6 @@ def block_norms(gradient: torch.Tensor) -> torch.Tensor:
     return torch.cat([norms, torch.linalg.vector_norm(gradient[whole:]).view(1)])
 
 
-def unique_keys(scores: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """int64 keys of non-negative fp32 scores: score above, reversed place below, so that topk has no tie to break."""
-    return (scores.view(torch.int32).long() << 32) | (0xFFFFFFFF - places)
-
-
 class TopCandidates:
     """Collects the k best entries; ties go to the lowest tensor, then the lowest index.
 
@@ -55,11 +50,10 @@ class TopCandidates:
         k: how many to find; at least 1.
         score: (gradient, weight), both fp32 (n,), to scores (n,).
         bound: highest score possible at a given size of the gradient, or None when there is none.
-        synchronous: whether looking at a value is cheap, as on the CPU.
     """
 
-    def __init__(self, k: int, score: Score, bound: Bound | None, *, synchronous: bool) -> None:
-        self.k, self._score, self._bound, self._synchronous = k, score, bound, synchronous
+    def __init__(self, k: int, score: Score, bound: Bound | None) -> None:
+        self.k, self._score, self._bound = k, score, bound
         self._pool: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._pooled = 0
         self._floor = 0.0
@@ -67,15 +61,14 @@ class TopCandidates:
     def feed(self, tensor: int, gradient: StreamedGradient, weight: torch.Tensor, norms: torch.Tensor) -> None:
         """Look at one tensor: its gradient, its values and its gradient's `block_norms`."""
         values, held = gradient.values, gradient.weights(weight)
-        look = self._promising if self._synchronous else self._best
-        place, score = look(values, held, norms)
+        place, score = self._promising(values, held, norms)
         if len(place):
             self._keep(score, tensor, gradient.positions(place), values[place])
 
     def _promising(
         self, gradient: torch.Tensor, weight: torch.Tensor, norms: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places and scores of all entries that could win, for the CPU."""
+        """Places and scores of all entries that could win."""
         places = self._hot(len(gradient), norms)
         if places is not None:
             gradient, weight = gradient[places], weight[places]
@@ -96,20 +89,11 @@ class TopCandidates:
         places = (hot * BLOCK + torch.arange(BLOCK)).flatten()
         return places[places < size]
 
-    def _best(
-        self, gradient: torch.Tensor, weight: torch.Tensor, norms: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places and scores of the tensor's k best entries, without asking the device anything."""
-        scores = self._score(gradient, weight)
-        keys = unique_keys(scores, torch.arange(len(scores), device=scores.device))
-        best = keys.topk(min(self.k, len(keys)), sorted=False).indices
-        return best, scores[best]
-
     def _keep(self, score: torch.Tensor, tensor: int, index: torch.Tensor, gradient: torch.Tensor) -> None:
         self._pool.append((score, torch.full_like(index, tensor), index, gradient))
         self._pooled += len(score)
         full = self._pooled >= (2 * self.k if self._floor else self.k)
-        if full and self._synchronous:
+        if full:
             self._reduce()
             self._floor = float(self._pool[0][0][-1])
 

@@ -125,25 +125,33 @@ class SparseAdamW:
 
     def gradient_square(self) -> torch.Tensor:
         """Sum of squares of the gathered gradients, 0-d."""
-        return self._values["gradient"][: self.count].square().sum()
+        return self._values["gradient"][: self._used()].square().sum()
+
+    def _used(self) -> int:
+        """Slots that an update runs over: those of the selected entries."""
+        return self.count
 
     @property
     def steps(self) -> int:
         """Updates done."""
         return int(self._steps)
 
+    def clock(self) -> torch.Tensor:
+        """Updates done, int64 (1,), on the device."""
+        return self._steps.long().view(1)
+
     @torch.no_grad()
     def step(self, lr: float | torch.Tensor, scale: torch.Tensor) -> None:
         """One AdamW update of all selected entries with their gradients times `scale`; asks nothing of the device."""
         self._steps.add_(1)
-        value, m, v, gradient = (self._values[key][: self.count] for key in ("value", "m", "v", "gradient"))
+        value, m, v, gradient = (self._values[key][: self._used()] for key in ("value", "m", "v", "gradient"))
         gradient.mul_(scale)
         value.mul_(1 - lr * self._decay)
         m.lerp_(gradient, 1 - BETAS[0])
         v.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
         age = self._steps
         if self._correction == "entry":
-            age = age - self._where["step"][: self.count]
+            age = age - self._where["step"][: self._used()]
         first, second = (1 - beta**age for beta in BETAS)
         spread = v.sqrt().div_(second.sqrt().float()).add_(EPS)
         value.add_(torch.mul(m, (-lr / first).float()).div_(spread))
@@ -180,17 +188,22 @@ class SparseAdamW:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Take over a state and write its weights into the tensors."""
-        self.count = len(state["index"])
+        self._blank()
+        self.count = count = len(state["index"])
         self._steps.copy_(state["steps"])
         for columns in (self._where, self._values):
             for key, column in columns.items():
-                column.zero_()
                 if key != "gradient":
-                    column[: self.count] = state[key]
-        self._slots = [None] * len(self._parameters)
-        self._indices = [None] * len(self._parameters)
-        where = {key: column[: self.count].long() for key, column in self._where.items()}
+                    column[:count] = state[key]
+        where = {key: column[:count].long() for key, column in self._where.items()}
         self._enlist(where["tensor"], where["index"], 0)
         # _enlist read the untrained weights; the state has the trained ones.
-        self._values["value"][: self.count] = state["value"]
+        self._values["value"][:count] = state["value"]
         self._write_back()
+
+    def _blank(self) -> None:
+        """Forget all entries."""
+        for column in (*self._where.values(), *self._values.values()):
+            column.zero_()
+        self._slots = [None] * len(self._parameters)
+        self._indices = [None] * len(self._parameters)

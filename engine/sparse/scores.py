@@ -26,15 +26,14 @@ def d3(gradient: torch.Tensor, weight: torch.Tensor, power: float, exp: float, e
         exp: weight of the magnitude; 0 leaves the gradient alone.
         eps: positive; keeps weights that are exactly 0 from scoring infinitely high.
     """
-    strength = gradient.abs()
-    if power != 1:
-        strength = strength.pow_(power)
     if exp == 0:
-        return strength
+        return gradient.abs() if power == 1 else gradient.abs().pow_(power)
     shrink = weight.abs().add_(eps)
     if exp != 1:
         shrink = shrink.pow_(exp)
-    return strength.div_(shrink)
+    if power == 1:  # one buffer, not two, and the same bits
+        return torch.div(gradient, shrink, out=shrink).abs_()
+    return gradient.abs().pow_(power).div_(shrink)
 
 
 def d3_bound(norm: torch.Tensor, power: float, exp: float, eps: float) -> torch.Tensor:

@@ -14,7 +14,6 @@ from functools import partial
 import torch
 
 from engine.errors import BudgetError, RunFailed
-from engine.sparse.candidates import unique_keys
 
 EXCLUDED = -1.0
 """Score of an entry that must not be selected."""
@@ -133,6 +132,11 @@ def best_of_each_row(scores: torch.Tensor, count: int) -> torch.Tensor:
     keys = unique_keys(scores.contiguous(), columns)
     chosen = keys.topk(count, dim=1).indices.sort(1).values
     return (chosen + torch.arange(len(scores), device=scores.device)[:, None] * scores.shape[1]).flatten()
+
+
+def unique_keys(scores: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """int64 keys of non-negative fp32 scores: score above, reversed place below, so that topk has no tie to break."""
+    return (scores.view(torch.int32).long() << 32) | (0xFFFFFFFF - places)
 
 
 def shares(sizes: Sequence[int], k: int) -> list[int]:

@@ -118,10 +118,6 @@ def test_what_cannot_work_is_said_before() -> None:
     assert "first 50" in text
 
 
-def test_its_step_declares_why_it_cannot_be_captured() -> None:
-    assert "grows" in ID3.not_capturable
-
-
 def test_a_static_schedule_takes_everything_at_the_first_step_by_the_same_score() -> None:
     run = training(120, steps=6, schedule="static")
     gradients, values = first_gradients(tiny_bert())

@@ -1,4 +1,4 @@
-"""Streaming selection against sorting everything, with and without the shortcuts of the CPU."""
+"""Streaming selection against sorting everything."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def network(kind: str, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor
 
 
 def stream(
-    gradients: list[torch.Tensor], weights: list[torch.Tensor], k: int, synchronous: bool, knobs: dict[str, float]
+    gradients: list[torch.Tensor], weights: list[torch.Tensor], k: int, knobs: dict[str, float]
 ) -> Winners | None:
     bound = partial(d3_bound, **knobs) if knobs["exp"] >= 0 else None
-    top = TopCandidates(k, partial(d3, **knobs), bound, synchronous=synchronous)
+    top = TopCandidates(k, partial(d3, **knobs), bound)
     for number in reversed(range(len(gradients))):  # as the backward pass does
         top.feed(number, StreamedGradient.of(gradients[number]), weights[number], block_norms(gradients[number]))
     return top.winners()
@@ -51,26 +51,24 @@ def brute_force(
     return [(number, index) for _, number, index in sorted(entries)[:k]]
 
 
-@pytest.mark.parametrize("synchronous", [True, False])
 @pytest.mark.parametrize("kind", ["plain", "ties", "rows", "peaks"])
 @pytest.mark.parametrize("k", [1, 8, 300, 6000])
 @pytest.mark.parametrize("exp", [0.0, 1.0, 2.0, -1.0])
-def test_streaming_selects_what_sorting_everything_selects(kind: str, k: int, exp: float, synchronous: bool) -> None:
+def test_streaming_selects_what_sorting_everything_selects(kind: str, k: int, exp: float) -> None:
     gradients, weights = network(kind, seed=k)
     knobs = {"power": 1.0, "exp": exp, "eps": 1e-3}
     expected = brute_force(gradients, weights, k, knobs)
-    found = stream(gradients, weights, k, synchronous, knobs)
+    found = stream(gradients, weights, k, knobs)
     assert found is not None
     assert list(zip(found.tensor.tolist(), found.index.tolist(), strict=True)) == expected
     picked = [float(gradients[number][index]) for number, index in expected]
     assert found.gradient.tolist() == picked
 
 
-@pytest.mark.parametrize("synchronous", [True, False])
-def test_a_score_of_zero_never_wins(synchronous: bool) -> None:
+def test_a_score_of_zero_never_wins() -> None:
     gradients = [torch.zeros(300), torch.tensor([0.0, 2.0, 0.0])]
     weights = [torch.zeros(300), torch.zeros(3)]
-    found = stream(gradients, weights, 5, synchronous, {"power": 1.0, "exp": 1.0, "eps": 1e-3})
+    found = stream(gradients, weights, 5, {"power": 1.0, "exp": 1.0, "eps": 1e-3})
     assert found is not None
     assert (found.tensor.tolist(), found.index.tolist()) == ([1], [1])
 
@@ -80,7 +78,7 @@ def test_the_last_entry_of_a_short_last_block_can_win() -> None:
     first[0] = 5.0
     second[-1] = 9.0
     weights = [torch.zeros(len(second)), torch.zeros(len(first))]
-    found = stream([second, first], weights, 1, True, {"power": 1.0, "exp": 1.0, "eps": 1e-3})
+    found = stream([second, first], weights, 1, {"power": 1.0, "exp": 1.0, "eps": 1e-3})
     assert found is not None
     assert (found.tensor.tolist(), found.index.tolist()) == ([0], [9 * BLOCK + 3])
 
@@ -89,7 +87,7 @@ def test_gradients_too_small_to_square_are_still_ranked() -> None:
     gradient = torch.zeros(4 * BLOCK)
     gradient[3 * BLOCK + 5] = 1e-30
     gradient[7] = 2e-30
-    found = stream([gradient], [torch.zeros_like(gradient)], 2, True, {"power": 1.0, "exp": 1.0, "eps": 1e-3})
+    found = stream([gradient], [torch.zeros_like(gradient)], 2, {"power": 1.0, "exp": 1.0, "eps": 1e-3})
     assert found is not None
     assert found.index.tolist() == [7, 3 * BLOCK + 5]
 

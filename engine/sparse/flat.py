@@ -1,0 +1,232 @@
+"""Sparse training without a question to the device: tensors in one buffer, gradients in a few large parts.
+
+A GPU is slow at many small operations, and waits for each answer. Here the tensors that a mask may
+reach are views of one buffer, so that an entry is one address; gradients are looked at in parts of
+several tensors, none larger than the largest tensor; and every shape is the same in each step, so
+that the work can be recorded once and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine.errors import ModelError
+from engine.sparse.optimizer import Correction, SparseAdamW, put
+
+BLOCK = 128
+"""Entries that are ranked together first."""
+LARGEST_ADDRESS = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive tensors whose gradients are looked at together.
+
+    Attributes:
+        tensors: their numbers.
+        begin: address of the first entry.
+        size: addresses, a multiple of `BLOCK`; the last one belongs to no tensor.
+    """
+
+    tensors: range
+    begin: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.size
+
+    def local(self, address: torch.Tensor) -> torch.Tensor:
+        """Addresses counted from the part's first; those of other parts become its last, unused one."""
+        place = address - self.begin
+        return torch.where((place >= 0) & (place < self.size), place, self.size - 1)
+
+
+class FlatTensors:
+    """Tensors as views of one buffer.
+
+    Args:
+        parameters: of one type and on one device; their data moves into the buffer.
+
+    Raises:
+        ModelError: for tensors of several types, or too many entries to number.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        if len({parameter.dtype for parameter in parameters}) > 1:
+            raise ModelError("The weights to choose from have several number formats.", "Convert the model to one.")
+        self.parameters = list(parameters)
+        self.parts, starts = _layout([parameter.numel() for parameter in parameters])
+        end = self.parts[-1].end
+        if end > LARGEST_ADDRESS:
+            raise ModelError(f"{end:,} weights are too many to choose from.", "Exclude some kinds of tensors.")
+        device = parameters[0].device
+        self.values = torch.zeros(end, dtype=parameters[0].dtype, device=device)
+        self.starts = torch.tensor([*starts, end - 1], device=device)
+        """Address of each tensor's first entry; behind them the unused address that stands for no entry."""
+        self._begins = starts
+        self._arrived: dict[int, torch.Tensor] = {}
+        self._part = [number for number, part in enumerate(self.parts) for _ in part.tensors]
+        for parameter, start in zip(parameters, starts, strict=True):
+            home = self.values[start : start + parameter.numel()].view(parameter.shape)
+            home.copy_(parameter.detach())
+            parameter.data = home
+
+    def span(self, tensor: int, start: int, stop: int) -> tuple[Part, slice]:
+        """The part of a tensor, and where its entries `start` to `stop` lie in it."""
+        part = self.parts[self._part[tensor]]
+        offset = self._begins[tensor] - part.begin
+        return part, slice(offset + start, offset + stop)
+
+    def take(self, tensor: int, gradient: torch.Tensor) -> Iterator[tuple[Part, torch.Tensor]]:
+        """One tensor's gradient; gives its part, with all gradients, fp32 (size,), once they are complete."""
+        self._arrived[tensor] = gradient
+        part = self.parts[self._part[tensor]]
+        if all(one in self._arrived or not self.parameters[one].requires_grad for one in part.tensors):
+            yield part, self._joined(part)
+
+    def rest(self) -> Iterator[tuple[Part, torch.Tensor]]:
+        """The parts of which some gradients have not come: those are 0."""
+        for part in self.parts:
+            if any(one in self._arrived for one in part.tensors):
+                yield part, self._joined(part)
+
+    def _joined(self, part: Part) -> torch.Tensor:
+        device = self.values.device
+        pieces = []
+        for one in part.tensors:
+            gradient = self._arrived.pop(one, None)
+            if gradient is None:
+                gradient = torch.zeros((), device=device).expand(self.parameters[one].numel())
+            pieces.append(gradient.reshape(-1).float())
+        filled = sum(map(len, pieces))
+        return torch.cat([*pieces, torch.zeros(part.size - filled, device=device)])
+
+    def separate(self) -> None:
+        """Give every tensor a place of its own again."""
+        for parameter in self.parameters:
+            parameter.data = parameter.detach().clone()
+
+
+def _layout(sizes: Sequence[int]) -> tuple[list[Part], list[int]]:
+    """Parts, none with more entries than the largest tensor, and the address of each tensor.
+
+    They are filled from the last tensor on, as the backward pass goes, so that a part is complete early.
+    """
+    most, runs = max(sizes), [[len(sizes) - 1]]
+    for number in reversed(range(len(sizes) - 1)):
+        if sizes[number] + sum(sizes[one] for one in runs[-1]) > most:
+            runs.append([])
+        runs[-1].append(number)
+    parts: list[Part] = []
+    starts: list[int] = []
+    begin = 0
+    for run in reversed(runs):
+        tensors = range(run[-1], run[0] + 1)
+        address = begin
+        for number in tensors:
+            starts.append(address)
+            address += sizes[number]
+        # One address at least stays free: what concerns no entry is written there.
+        parts.append(Part(tensors, begin, ((address - begin) // BLOCK + 1) * BLOCK))
+        begin = parts[-1].end
+    return parts, starts
+
+
+class FlatSparseAdamW(SparseAdamW):
+    """`SparseAdamW` over tensors in one buffer; nothing in a step asks the device.
+
+    Slots that hold no entry yet stand for the unused address, with value and gradient 0.
+
+    Args:
+        parameters, weight_decay, correction: as there.
+        capacity: the most entries there will ever be.
+        most: the most that `unmask` is given at once.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        capacity: int,
+        most: int,
+        *,
+        weight_decay: float = 0.0,
+        correction: Correction = "global",
+    ) -> None:
+        self.flat = FlatTensors(parameters)
+        self._filled = torch.zeros((), dtype=torch.int64, device=self.flat.values.device)
+        self._listed: tuple[int, list[torch.Tensor]] | None = None
+        super().__init__(parameters, capacity + most, weight_decay=weight_decay, correction=correction)
+        self._blank()
+
+    @property
+    def count(self) -> int:
+        """Entries selected so far; asks the device."""
+        return int(self._filled)
+
+    @count.setter
+    def count(self, value: int) -> None:
+        self._filled.fill_(value)
+
+    def _used(self) -> int:
+        return len(self._where["tensor"])
+
+    def _blank(self) -> None:
+        super()._blank()
+        self._where["tensor"].fill_(len(self.flat.parameters))
+
+    def addresses(self) -> torch.Tensor:
+        """Of all slots, int64 (capacity + most,)."""
+        return self.flat.starts.index_select(0, self._where["tensor"]) + self._where["index"]
+
+    def _enlist(self, tensor: torch.Tensor, index: torch.Tensor, start: int) -> None:
+        held = self.flat.values.index_select(0, self.flat.starts[tensor] + index)
+        self._values["value"][start : start + len(index)] = held.float()
+
+    def selected(self, number: int) -> torch.Tensor | None:
+        count = self.count
+        if self._listed is None or self._listed[0] != count:
+            tensor, index = (self._where[key][:count].long() for key in ("tensor", "index"))
+            order = tensor.argsort(stable=True)
+            counts = torch.bincount(tensor, minlength=len(self.flat.parameters)).tolist()
+            self._listed = count, list(index[order].split(counts))
+        found = self._listed[1][number]
+        return found if len(found) else None
+
+    def gather_part(self, part: Part, gradient: torch.Tensor, places: torch.Tensor) -> None:
+        """Take the gradients of the selected entries of one part.
+
+        Args:
+            gradient: of the part, fp32 (size,).
+            places: `Part.local` of all slots' addresses.
+        """
+        held = gradient.index_select(0, places)
+        self._values["gradient"].copy_(torch.where(places < part.size - 1, held, self._values["gradient"]))
+
+    def unmask(self, address: torch.Tensor, gradient: torch.Tensor, quota: torch.Tensor) -> None:
+        """Select the first `quota` of some entries, which are not selected yet.
+
+        Args:
+            address: int64 (n,).
+            gradient: of the current step, fp32 (n,).
+            quota: how many, 0-d int64, at most n.
+        """
+        rank = torch.arange(len(address), device=address.device)
+        chosen = rank < quota
+        slots = self._filled + rank
+        tensor = torch.searchsorted(self.flat.starts, address, right=True) - 1
+        index = address - self.flat.starts.index_select(0, tensor)
+        nothing = len(self.flat.parameters)
+        put(self._where["tensor"], slots, torch.where(chosen, tensor, nothing).int())
+        put(self._where["index"], slots, torch.where(chosen, index, 0).int())
+        put(self._where["step"], slots, self._steps.int().expand(len(slots)))
+        put(self._values["value"], slots, torch.where(chosen, self.flat.values.index_select(0, address).float(), 0.0))
+        put(self._values["gradient"], slots, torch.where(chosen, gradient, 0.0))
+        self._filled.add_(quota)
+
+    def _write_back(self) -> None:
+        put(self.flat.values, self.addresses(), self._values["value"].to(self.flat.values.dtype))
