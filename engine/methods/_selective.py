@@ -91,6 +91,8 @@ class Selective(Method):
         self.k = self.size(context.architecture, config)
         self._numbers = {row.name: number for number, row in enumerate(self.rows)}
         self._tensors: list[nn.Parameter] = []
+        self.flat = context.device != "cpu"
+        """Whether gradients are read in a few large parts, without a question to the device, as a GPU likes it."""
         self._sparse: SparseAdamW | None = None
         self._by_rows: list[nn.Embedding] = []
 
@@ -164,19 +166,20 @@ class Selective(Method):
                 parameter.requires_grad_(False)
         for tensor in self._tensors:
             tensor.requires_grad_(True)
-        if self.context.device == "cpu":
+        if not self.flat:
             self._ask_for_rows(model)
         self._sparse = self._optimizer()
         return model
 
     def _optimizer(self) -> SparseAdamW:
+        from engine.sparse.flat import FlatSparseAdamW
         from engine.sparse.optimizer import SparseAdamW
 
-        decay = self.context.weight_decay
-        return SparseAdamW(self._tensors, self.k, weight_decay=decay, correction=self.correction)
+        kind = FlatSparseAdamW if self.flat else SparseAdamW
+        return kind(self._tensors, self.k, weight_decay=self.context.weight_decay, correction=self.correction)
 
     def _ask_for_rows(self, model: nn.Module) -> None:
-        """Let word embeddings give the gradients of touched rows alone; on a GPU that would need a sync."""
+        """Let word embeddings give the gradients of touched rows alone; large parts are made of whole gradients."""
         from torch import nn
 
         own = {row.module for row in self.rows if row.role == "token"}
@@ -197,11 +200,12 @@ class Selective(Method):
 
     def on_gradient(self, name: str, parameter: nn.Parameter) -> None:
         """Take the selected entries of one gradient and drop the rest."""
-        from engine.sparse.gradient import StreamedGradient
-
         if parameter.grad is not None:
-            self.sparse.gather(self._numbers[name], StreamedGradient.of(parameter.grad))
-            parameter.grad = None
+            gradient, parameter.grad = parameter.grad, None
+            self.sparse.take(self._numbers[name], gradient)
+
+    def before_step(self, step: int) -> None:
+        self.sparse.take_rest()
 
     def gradient_square(self) -> torch.Tensor:
         """Mask, then clip: the norm is that of the selected gradients."""
@@ -273,6 +277,7 @@ class Selective(Method):
     def merged(self, model: nn.Module) -> nn.Module:
         for module in self._by_rows:
             module.sparse = False  # a plain model again, which any optimizer can train
+        self.sparse.separate()
         return model if self.inner is None else self.inner.merged(model)
 
 

@@ -158,8 +158,6 @@ class ID3(Selective):
         settings: Any = config
         self.correction = settings.bias_correction
         self._step = 0
-        self.flat = context.device != "cpu"
-        """Whether gradients are looked at in a few large parts, without a question to the device, as a GPU likes it."""
         self._unmasking: Unmasking | None = None
         self._candidates: TopCandidates | None = None
         self._square: torch.Tensor | None = None
@@ -192,7 +190,9 @@ class ID3(Selective):
 
         quotas = [self.quota(step) for step in range(self.context.steps)]
         decay = self.context.weight_decay
-        sparse = FlatSparseAdamW(self._tensors, self.k, max(quotas), weight_decay=decay, correction=self.correction)
+        sparse = FlatSparseAdamW(
+            self._tensors, self.k, most=max(quotas), weight_decay=decay, correction=self.correction
+        )
         never = [
             (number, start * row.size // row.shape[0], stop * row.size // row.shape[0])
             for number, row in enumerate(self.rows)
@@ -200,11 +200,6 @@ class ID3(Selective):
         ]
         self._unmasking = Unmasking(sparse, self._score()[0], quotas, never)
         return sparse
-
-    def _ask_for_rows(self, model: nn.Module) -> None:
-        """Large parts are made of whole gradients."""
-        if not self.flat:
-            super()._ask_for_rows(model)
 
     # --- the step ----------------------------------------------------------------------------
 
@@ -304,14 +299,6 @@ class ID3(Selective):
         return self.sparse.gradient_square() if settings.clip_scope == "selected" or every is None else every
 
     # --- state -------------------------------------------------------------------------------
-
-    def merged(self, model: nn.Module) -> nn.Module:
-        """Folded into the weights, and every tensor in a place of its own again."""
-        from engine.sparse.flat import FlatSparseAdamW
-
-        if isinstance(self.sparse, FlatSparseAdamW):
-            self.sparse.flat.separate()
-        return super().merged(model)
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         super().load_state_dict(state)

@@ -145,15 +145,15 @@ class FlatSparseAdamW(SparseAdamW):
     Args:
         parameters, weight_decay, correction: as there.
         capacity: the most entries there will ever be.
-        most: the most that `unmask` is given at once.
+        most: the most that `unmask` is given at once; 0 when it is not used.
     """
 
     def __init__(
         self,
         parameters: Sequence[nn.Parameter],
         capacity: int,
-        most: int,
         *,
+        most: int = 0,
         weight_decay: float = 0.0,
         correction: Correction = "global",
     ) -> None:
@@ -196,6 +196,22 @@ class FlatSparseAdamW(SparseAdamW):
             self._listed = count, list(index[order].split(counts))
         found = self._listed[1][number]
         return found if len(found) else None
+
+    def take(self, number: int, gradient: torch.Tensor) -> None:
+        """Take the selected entries of a part when its last gradient is there."""
+        self._gather(self.flat.take(number, gradient))
+
+    def take_rest(self) -> None:
+        """Take those of the parts of which some gradients have not come."""
+        self._gather(self.flat.rest())
+
+    def _gather(self, complete: Iterator[tuple[Part, torch.Tensor]]) -> None:
+        for part, gradient in complete:
+            self.gather_part(part, gradient, part.local(self.addresses()))
+
+    def separate(self) -> None:
+        """Give every tensor a place of its own in memory."""
+        self.flat.separate()
 
     def gather_part(self, part: Part, gradient: torch.Tensor, places: torch.Tensor) -> None:
         """Take the gradients of the selected entries of one part.

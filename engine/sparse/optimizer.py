@@ -117,6 +117,16 @@ class SparseAdamW:
         """Flat indices selected in one tensor, int64, in order of selection; None when none is."""
         return self._indices[number]
 
+    def take(self, number: int, gradient: torch.Tensor) -> None:
+        """Take the selected entries of one tensor's gradient, dense or sparse by rows."""
+        self.gather(number, StreamedGradient.of(gradient))
+
+    def take_rest(self) -> None:
+        """Take what has not been taken yet: here nothing, since each gradient is read when it comes."""
+
+    def separate(self) -> None:
+        """Give every tensor a place of its own in memory: here each has one."""
+
     def gather(self, number: int, gradient: StreamedGradient) -> None:
         """Take the selected entries of one tensor's gradient."""
         slots, indices = self._slots[number], self._indices[number]

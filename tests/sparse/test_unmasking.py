@@ -11,7 +11,11 @@ import torch
 from torch import nn
 
 from engine.errors import ModelError
+from engine.methods._selective import Selective
+from engine.methods.fish import FishMask
 from engine.methods.id3 import ID3
+from engine.methods.lt_sft import LTSFT
+from engine.methods.pafi import PaFi
 from engine.sparse.flat import BLOCK, FlatSparseAdamW, FlatTensors
 from engine.sparse.scores import d3
 from engine.sparse.unmasking import Unmasking
@@ -56,7 +60,7 @@ def test_tensors_of_several_types_are_refused() -> None:
 def test_the_choice_is_that_of_sorting_everything(kind: str, quotas: list[int], exp: float) -> None:
     tensors = parameters()
     score = partial(d3, power=1.0, exp=exp, eps=1e-3)
-    sparse = FlatSparseAdamW(tensors, sum(quotas), max(quotas))
+    sparse = FlatSparseAdamW(tensors, sum(quotas), most=max(quotas))
     never = [(2, 100, 900), (5, 0, 3)]
     unmasking = Unmasking(sparse, score, quotas, never)
     closed = {(number, index) for number, start, stop in never for index in range(start, stop)}
@@ -114,6 +118,21 @@ def test_training_is_that_of_the_tensor_by_tensor_way(make_model: Any, settings:
     assert two is not None
     assert all((getattr(one, key) == getattr(two, key)).all() for key in ("tensor", "index", "step"))
     assert ours.losses == plain.losses
+    mine, theirs = weights(ours.method.merged(ours.model)), weights(plain.model)
+    assert all(torch.equal(mine[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize("cls", [PaFi, FishMask, LTSFT])
+def test_a_fixed_mask_trains_as_it_does_tensor_by_tensor(cls: type[Selective]) -> None:
+    runs = []
+    for flat in (True, False):
+        model = tiny_bert()
+        method = make(cls, model, {"k": 90}, steps=6, clip=1e9)
+        method.flat = flat  # type: ignore[attr-defined]
+        runs.append(Training(method, model, lr=5e-3, score_batches=batches_of(4, size=1)).run(batches_of(6)))
+    ours, plain = runs
+    assert ours.losses == plain.losses
+    assert ours.norms == pytest.approx(plain.norms, rel=1e-6)
     mine, theirs = weights(ours.method.merged(ours.model)), weights(plain.model)
     assert all(torch.equal(mine[name], value) for name, value in theirs.items())
 
