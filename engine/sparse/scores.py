@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 
@@ -26,6 +27,8 @@ def d3(gradient: torch.Tensor, weight: torch.Tensor, power: float, exp: float, e
         exp: weight of the magnitude; 0 leaves the gradient alone.
         eps: positive; keeps weights that are exactly 0 from scoring infinitely high.
     """
+    if power == exp == 1 and gradient.is_cuda:
+        return _d3_in_one_pass()(gradient, weight, eps=eps)
     if exp == 0:
         return gradient.abs() if power == 1 else gradient.abs().pow_(power)
     shrink = weight.abs().add_(eps)
@@ -34,6 +37,13 @@ def d3(gradient: torch.Tensor, weight: torch.Tensor, power: float, exp: float, e
     if power == 1:  # one buffer, not two, and the same bits
         return torch.div(gradient, shrink, out=shrink).abs_()
     return gradient.abs().pow_(power).div_(shrink)
+
+
+@cache
+def _d3_in_one_pass() -> Callable[..., torch.Tensor]:
+    """The plain score as one kernel, which reads and writes a third of what four operations do; the same bits."""
+    code = "template <typename T> T d3(T g, T w, T eps) { return fabs(g) / (fabs(w) + eps); }"
+    return torch.cuda.jiterator._create_jit_fn(code, eps=0.0)
 
 
 def d3_bound(norm: torch.Tensor, power: float, exp: float, eps: float) -> torch.Tensor:

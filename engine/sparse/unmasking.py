@@ -69,15 +69,17 @@ class Unmasking:
     def _best(
         self, part: Part, gradient: torch.Tensor, selected: torch.Tensor, most: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and gradients of the part's best entries that are free."""
+        """Keys and gradients of entries of the part, among them the best that are free."""
         scores = self._score(gradient, self._sparse.flat.values[part.begin : part.end].float())
         scores.index_fill_(0, selected, EXCLUDED)
         for places in [*self._never.get(part, ()), slice(self._filled(part), part.size)]:
             scores[places] = EXCLUDED
-        places = _promising(scores, most)
-        keys = unique_keys(scores.index_select(0, places), places + part.begin)
-        best = keys.topk(min(most, len(keys)), sorted=False)
-        return best.values, gradient.index_select(0, places.index_select(0, best.indices))
+        if most * BLOCK < part.size:
+            places = _promising(scores, most)
+            return unique_keys(scores.index_select(0, places), places + part.begin), gradient.index_select(0, places)
+        every = torch.arange(part.begin, part.end, device=scores.device)
+        best = unique_keys(scores, every).topk(min(most, part.size), sorted=False)
+        return best.values, gradient.index_select(0, best.indices)
 
     def _filled(self, part: Part) -> int:
         """Entries of the part that belong to a tensor."""
@@ -86,9 +88,7 @@ class Unmasking:
 
 def _promising(scores: torch.Tensor, most: int) -> torch.Tensor:
     """Places of the blocks that hold the `most` highest scores, ties to the first."""
-    every = torch.arange(len(scores), device=scores.device)
-    if most * BLOCK >= len(scores):
-        return every
     tops = scores.view(-1, BLOCK).amax(1)
-    blocks = unique_keys(tops, every[: len(tops)]).topk(most, sorted=False).indices
-    return (blocks[:, None] * BLOCK + every[:BLOCK]).flatten()
+    numbers = torch.arange(max(BLOCK, len(tops)), device=scores.device)
+    blocks = unique_keys(tops, numbers[: len(tops)]).topk(most, sorted=False).indices
+    return (blocks[:, None] * BLOCK + numbers[:BLOCK]).flatten()
