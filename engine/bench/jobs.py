@@ -30,7 +30,7 @@ class Case:
     """One method with one seed.
 
     Attributes:
-        method: its name.
+        method: its name, or with settings.
         seed: of the run.
         plan: the resolved plan of our run.
         folder: holds its job files and what comes of them.
@@ -67,19 +67,20 @@ def recipe_of(given: argparse.Namespace, threads: int) -> RunSpec:
     return base.model_copy(update={"train": train})
 
 
-def plan_of(base: RunSpec, method: str, seed: int, budget: int | None, lr: float | None = None) -> Plan:
+def plan_of(base: RunSpec, method: str | MethodChoice, seed: int, budget: int | None, lr: float | None = None) -> Plan:
     """The plan of one method and seed under a common recipe.
 
     Args:
         base: model, dataset and recipe.
-        method: its name.
+        method: its name, or with settings.
         seed: of the run.
         budget: parameters, for the methods that can choose; None for their own settings.
         lr: learning rate instead of the method's default.
     """
     train = base.train.model_copy(update={"seed": seed, "lr": "auto" if lr is None else lr})
-    wanted = None if budget is None or method in UNBUDGETED else Budget(params=budget)
-    return make_plan(base.model_copy(update={"method": MethodChoice(name=method), "budget": wanted, "train": train}))
+    choice = MethodChoice(name=method) if isinstance(method, str) else method
+    wanted = None if budget is None or choice.name in UNBUDGETED else Budget(params=budget)
+    return make_plan(base.model_copy(update={"method": choice, "budget": wanted, "train": train}))
 
 
 def write_job(place: Path, plan: Plan) -> Path:

@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from engine.bench.jobs import UNBUDGETED, outcome_of, plan_of, recipe_of, write_job
 from engine.bench.pool import carry_out, shares
 from engine.devices import cpu_threads, cuda_devices
 from engine.errors import BudgetError
 from engine.plan import Plan
-from engine.spec import RunSpec
+from engine.spec import MethodChoice, RunSpec
 from engine.stats.intervals import mean_over_seeds
 from engine.stats.verdict import Candidate, verdict
 from engine.training.result_file import read_outcomes
@@ -33,7 +35,7 @@ RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
 class Cell(NamedTuple):
-    """One line of the table: a method, and its budget in parameters, or None for its own size."""
+    """One line of the table: a method or a labelled variant, and its budget in parameters, None for its own size."""
 
     method: str
     budget: int | None
@@ -78,12 +80,20 @@ def main(argv: Sequence[str]) -> int:
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m engine bench tuned", description=__doc__)
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
+    parser.add_argument("--methods", type=lambda text: text.split(",") if text else [], default=list(METHODS))
     parser.add_argument("--budgets", type=lambda text: [int(part) for part in text.split(",")], default=[26_112])
     parser.add_argument("--rates", type=lambda text: [float(rate) for rate in text.split(",")], default=list(RATES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument(
+        "--variant",
+        type=_variant,
+        action="append",
+        default=[],
+        metavar="LABEL={name: METHOD, ...}",
+        help="a method with settings, at its own size",
+    )
     parser.add_argument(
         "--spec", help="a run spec whose model, dataset and recipe are used instead of the embedded ones"
     )
@@ -92,6 +102,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=8 * cuda_devices() or 1)
     parser.add_argument("--out", help="folder for everything that is written")
     return parser.parse_args(argv)
+
+
+def _variant(text: str) -> tuple[str, MethodChoice]:
+    label, _, settings = text.partition("=")
+    return label, MethodChoice.model_validate(yaml.safe_load(settings))
 
 
 def _cells(given: argparse.Namespace, base: RunSpec) -> list[Cell]:
@@ -105,15 +120,16 @@ def _cells(given: argparse.Namespace, base: RunSpec) -> list[Cell]:
                 print(f"{method} at {budget:,} is left out: {error.what}")
             else:
                 found.append(Cell(method, budget))
-    return found
+    return [*found, *(Cell(label, None) for label, _ in given.variant)]
 
 
 def _trained(given: argparse.Namespace, base: RunSpec, folder: Path, runs: Sequence[Run]) -> dict[Run, dict[str, Any]]:
     """Where each run is, and its summary."""
     jobs = {}
+    variants = dict(given.variant)
     for run in runs:
         place = folder / f"{run.cell.method}-{run.cell.budget}-{run.rate:g}-{run.seed}"
-        plan: Plan = plan_of(base, run.cell.method, run.seed, run.cell.budget, run.rate)
+        plan: Plan = plan_of(base, variants.get(run.cell.method, run.cell.method), run.seed, run.cell.budget, run.rate)
         jobs[run] = write_job(place, plan)
     waiting = [job for job in jobs.values() if outcome_of(job) is None]
     carry_out(shares("ours", waiting, given.workers, folder / "logs"), print)
