@@ -78,7 +78,11 @@ class SparseMeZO(ZerothOrder):
         r"g": "slope of the loss along the masked direction",
         r"\eta": "learning rate",
     }
-    lr = LearningRate(1e-5, "MeZO's: this method was not tuned on MiniLM, and its paper takes higher rates than MeZO's")
+    lr = LearningRate(
+        3e-3,
+        "three times MeZO's, as nano-bert bears it: this method was not tuned on MiniLM",
+        {"nano-bert": LearningRate(1e-2, "better of 3e-3 and 1e-2 in one run each of 400 steps (batch 16, CPU)")},
+    )
     notes = (
         "The thresholds are those of the pretrained weights and stay; the mask is looked at in every step. As only "
         "masked weights move, it can only shrink, so that the positions of the first mask are kept, which the paper "
@@ -109,15 +113,15 @@ class SparseMeZO(ZerothOrder):
 
     @classmethod
     def fit(cls, architecture: Architecture, config: Any, target: int) -> MethodConfig:
-        """Exactly `target` perturbed weights.
+        """Exactly `target` perturbed weights, or all there are.
 
         Raises:
-            BudgetError: for a target below 1 or above the eligible weights.
+            BudgetError: for a target below 1.
         """
         most = cls.eligible(architecture)
-        if not 1 <= target <= most:
-            raise BudgetError(f"{cls.title} perturbs 1 to {most:,} weights here.", "Ask for a number in between.")
-        return config.model_copy(update={"share": target / most})
+        if target < 1:
+            raise BudgetError(f"A budget of {target:,} perturbs no weight.", "Ask for at least one.")
+        return config.model_copy(update={"share": min(target, most) / most})
 
     @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
