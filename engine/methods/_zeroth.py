@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+ENOUGH_STEPS = 2_000
+"""With fewer, the plan warns."""
+
 
 class ZerothOrderConfig(MethodConfig):
     """Settings of methods that train without gradients."""
@@ -63,6 +66,12 @@ class ZerothOrder(Method):
     @classmethod
     def trainables(cls, architecture: Architecture, config: Any) -> tuple[Parameter, ...]:
         return architecture.backbone
+
+    @classmethod
+    def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
+        if steps >= ENOUGH_STEPS:
+            return []
+        return [f"{steps:,} steps are few for {cls.title}, which learns one number a step: its authors took thousands."]
 
     # --- work ----------------------------------------------------------------------------
 
@@ -107,7 +116,7 @@ class ZerothOrder(Method):
     def directions(self) -> Iterator[tuple[int, torch.Tensor | None, torch.Tensor]]:
         """The direction of this step, tensor by tensor: its number, which entries (None: all), and how each moves.
 
-        The same at every call within a step; each part may be overwritten.
+        The same at every call within a step; each part may be overwritten. No entry is named twice.
         """
         generator = self.generator()
         for number, (_, tensor) in enumerate(self._tensors):
@@ -121,12 +130,14 @@ class ZerothOrder(Method):
         return torch.Generator(self.context.device).manual_seed(int(word >> np.uint64(1)))
 
     def move(self, number: int, entries: torch.Tensor | None, change: torch.Tensor) -> None:
-        """Add a change to some entries of a tensor, or to all of it."""
+        """Add a change, which may be overwritten, to some entries of a tensor, or to all of it."""
+        from engine.sparse.optimizer import put
+
         tensor = self._tensors[number][1].detach()
         if entries is None:
             tensor.add_(change)
         else:
-            tensor.view(-1).index_add_(0, entries, change)
+            put(tensor.view(-1), entries, change.add_(_at(tensor, entries)))
 
     def gradient_square(self) -> torch.Tensor | None:
         """Square of the slope, which on average is the squared norm of the gradient: so clipping means the same."""

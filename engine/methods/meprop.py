@@ -116,7 +116,7 @@ class MeProp(WholeTensors):
         config: Any = self.config
         strength = gradient.abs()
         if config.scope == "batch":
-            strength = strength.flatten(0, -2).sum(0)
+            strength = strength.flatten(0, -2).sum(0, keepdim=True)
         chosen = strength.topk(max(1, round(config.share * gradient.shape[-1])), dim=-1).indices
         kept = torch.zeros_like(strength, dtype=torch.bool).scatter_(-1, chosen, True)
         return gradient.masked_fill(~kept, 0.0)

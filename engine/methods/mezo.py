@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from engine.methods._zeroth import ZerothOrder
 from engine.methods.contract import LearningRate, Paper
 from engine.methods.registry import register
-from engine.models.architecture import Architecture
 
 
 @register
@@ -74,9 +73,3 @@ class MeZO(ZerothOrder):
     )
     composes = True
     views: ClassVar[tuple[str, ...]] = ("change", "bias")
-
-    @classmethod
-    def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
-        if steps >= 2_000:
-            return []
-        return [f"{steps:,} steps are few for {cls.title}, which learns one number a step: its authors took thousands."]

@@ -125,9 +125,10 @@ class SparseMeZO(ZerothOrder):
 
     @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
-        if cls.size(architecture, config):
-            return []
-        return ["This share is less than one weight: only the head is perturbed."]
+        found = super().warnings(architecture, config, steps)
+        if not cls.size(architecture, config):
+            found.append("This share is less than one weight: only the head is perturbed.")
+        return found
 
     # --- work ----------------------------------------------------------------------------
 

@@ -242,25 +242,30 @@ class SparseGrad(Method):
         """Adam for the entries that were kept, turned back and added."""
         import torch
 
+        from engine.sparse.optimizer import put
+
         with torch.no_grad():
             self._steps.add_(1)
             for name, (places, values) in self._chosen.items():
                 row, tensor = self._row(name), self._tensors[name]
-                change = torch.zeros_like(tensor).flatten()
-                change.index_copy_(0, places, self._adam(name, places, values * scale).mul_(-lr))
+                direction = self._adam(name, places, values * scale)
                 if self.context.weight_decay:
                     held = self.turned(row, tensor).flatten().index_select(0, places)
-                    change.index_add_(0, places, held.mul_(-lr * self.context.weight_decay))
+                    direction.add_(held, alpha=self.context.weight_decay)
+                change = torch.zeros_like(tensor).flatten()
+                put(change, places, direction.mul_(-lr))
                 tensor.add_(self.turned_back(row, change.view(tensor.shape)))
         self._chosen = {}
 
     def _adam(self, name: str, places: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Direction of the step of some entries, whose moments are brought up to date."""
+        from engine.sparse.optimizer import put
+
         first, second = (moment.view(-1) for moment in self._moments[name])
         mean = first.index_select(0, places).lerp_(values, 1 - BETAS[0])
         square = second.index_select(0, places).mul_(BETAS[1]).addcmul_(values, values, value=1 - BETAS[1])
-        first.index_copy_(0, places, mean)
-        second.index_copy_(0, places, square)
+        put(first, places, mean)
+        put(second, places, square)
         corrections = [(1 - beta**self._steps).float() for beta in BETAS]
         return (mean / corrections[0]) / (square.sqrt() / corrections[1].sqrt() + EPS)
 

@@ -368,7 +368,8 @@ def test_budgets_out_of_reach_are_refused() -> None:
     with pytest.raises(BudgetError, match="cannot be made smaller"):
         MeZO.fit(architecture, MeZO.Config(), total - 1)
     assert MeZO.size(architecture, MeZO.Config()) == total
-    assert SparseMeZO.warnings(architecture, SparseMeZO.Config(share=1e-9), 10)
+    assert "less than one weight" in SparseMeZO.warnings(architecture, SparseMeZO.Config(share=1e-9), 5_000)[0]
+    assert not SparseMeZO.warnings(architecture, SparseMeZO.Config(), 5_000)
 
 
 def test_a_delta_applied_to_the_base_is_the_trained_model(tmp_path: Path) -> None:
@@ -431,5 +432,5 @@ def test_the_plan_counts_no_gradients_and_no_moments(cls: type[ZerothOrder], hom
     full = make_plan(parse_spec(data | {"method": "full"}))
     ours = make_plan(parse_spec(data))
     assert full.memory_bytes - ours.memory_bytes >= 12 * full.params.model
-    assert any("few" in text for text in make_plan(parse_spec(data | {"method": "mezo"})).warnings)
+    assert any("are few" in text for text in ours.warnings)
     assert "peft" not in cls.export_formats
