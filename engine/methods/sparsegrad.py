@@ -60,8 +60,9 @@ class SparseGrad(Method):
     A weight's gradient is rarely large by itself: what a batch teaches a matrix is spread over
     thousands of its entries. But the gradients of all layers and examples have directions in common.
     SparseGrad finds them, by the singular vectors of many gradients put together, and looks at every
-    gradient along these directions instead: there one entry in a hundred holds nearly all of it. Only
-    these entries are updated, with a step of Adam in the turned basis.
+    gradient along these directions instead. In nano-bert one entry in a hundred then holds 94 to 97 %
+    of a fresh batch's squared gradient, against 56 to 63 % before (MiniLM: 87 to 91 %, against 34 to
+    78 %). Only these entries are updated, with a step of Adam in the turned basis.
 
     ### What to watch
 
@@ -71,10 +72,11 @@ class SparseGrad(Method):
 
     ### When it fails
 
-    The directions are those of the first gradients, and stay; what the task needs later may lie
-    elsewhere. It trains few entries at a time and yet saves little: two moments for each entry of the
-    matrices, and two products with square matrices for each gradient. Only what feeds forward is
-    trained; attention stays as it was.
+    Holding most of the gradient is not yet learning better: Adam moves every chosen entry by about as
+    much, however large its gradient. In single runs of 300 steps on nano-bert the plain basis did as
+    well. The directions are those of the first gradients, and stay; what the task needs later may lie
+    elsewhere. And it saves little: two moments for each entry of the matrices, and two products with
+    square matrices for each gradient. Only what feeds forward is trained.
     """
 
     name = "sparsegrad"
