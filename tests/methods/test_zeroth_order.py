@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import torch
 from torch import nn
 
 from engine.errors import BudgetError, SpecError
+from engine.export.finished import opened
+from engine.export.formats import export_run
+from engine.export.rebuild import rebuild
 from engine.methods._zeroth import ZerothOrder
 from engine.methods.mezo import MeZO
 from engine.methods.registry import method_named
@@ -20,12 +24,15 @@ from engine.plan import make_plan
 from engine.resolution import _execution
 from engine.sparse.delta import apply_delta, delta_of, read_delta, write_delta
 from engine.spec import parse_spec
+from engine.store.runs import Runs
 from engine.training.build import Caches, build
 from engine.training.execution import StepWork
+from engine.training.run import run_job
 from tests.methods.driver import Training, batches_of, make, weights
 from tests.small import spec_data
 from tests.test_promises import trained
 from tests.tiny import architecture_of, context_for, tiny_batch, tiny_bert, tiny_llama
+from tests.training.test_run import StopAt, series, submit
 
 BOTH = pytest.mark.parametrize("cls", [MeZO, SparseMeZO], ids=lambda cls: cls.name)
 MODELS = pytest.mark.parametrize("base", [tiny_bert, tiny_llama], ids=["bert", "llama"])
@@ -400,6 +407,33 @@ def test_resuming_and_installing_are_bit_for_bit(cls: type[ZerothOrder], base: A
         assert torch.equal(weights(fresh.model)[row.name], ours[row.name])
         change = straight.method.delta(row, weights(base())[row.name])
         assert torch.equal(change, ours[row.name] - weights(base())[row.name])
+
+
+def test_on_lora_a_stopped_run_resumes_as_if_never_stopped_and_is_an_adapter(
+    home: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import PeftModel
+
+    data = spec_data(small, {"name": "mezo", "on": {"name": "lora", "rank": 2}}, lr=0.02, steps=20)
+    straight, stopped = submit(home, data), submit(home, data)
+    assert run_job(home, straight, Caches()) == "finished", Runs(home).get(straight).error
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
+        patch.setattr("engine.training.run.RowControl", lambda runs, run_id: StopAt(runs, run_id, 8, "keep"))
+        assert run_job(home, stopped, Caches()) == "stopped"
+    runs = Runs(home)
+    runs.resume(stopped, "test")
+    assert runs.claim(stopped, "here", {"pid": 0})
+    assert run_job(home, stopped, Caches()) == "finished", runs.get(stopped).error
+    assert series(home, stopped) == series(home, straight)
+    summary = runs.get(straight).summary
+    assert summary is not None
+    assert summary["optimizer_state_scalars"] == summary["head_optimizer_scalars"] == 0
+    export_run(home, straight, "peft", tmp_path / "adapter")
+    with opened(home, straight) as run:
+        built = rebuild(run)
+    plain = PeftModel.from_pretrained(copy.deepcopy(built.base), str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(plain(**tiny_batch()).logits, built.model(**tiny_batch()).logits)
 
 
 @pytest.mark.parametrize("method", ["mezo", "sparse_mezo", {"name": "mezo", "on": {"name": "lora", "rank": 2}}])
