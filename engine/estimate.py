@@ -31,8 +31,9 @@ class Workload:
 
     Attributes:
         architecture: the model.
-        trainable: scalars with a gradient and two moments.
+        trainable: scalars with a gradient and two moments, unless nothing is differentiated.
         dense_gradients: scalars whose gradient is formed at once in the backward pass.
+        differentiates: whether there is a backward pass; otherwise every step is two forward passes.
         tokens_per_step: padded tokens of a batch.
         longest: padded length of the longest batch.
         batch_size, steps: of the training.
@@ -42,6 +43,7 @@ class Workload:
     architecture: Architecture
     trainable: int
     dense_gradients: int
+    differentiates: bool
     tokens_per_step: float
     longest: int
     batch_size: int
@@ -53,7 +55,7 @@ class Workload:
         """Floating-point operations of the whole run, attention's products left out."""
         weights = sum(p.size for p in self.architecture.linears())
         # Forward and input gradients cost two operations a weight and token each; weight
-        # gradients as much again for the weights that have one.
+        # gradients as much again for the weights that have one. Two forward passes cost the same four.
         per_token = 4 * weights + 2 * min(self.dense_gradients, weights)
         return per_token * self.tokens_per_step * self.steps + 2 * weights * self.evaluated_tokens
 
@@ -73,8 +75,10 @@ def memory_bytes(work: Workload, device: str) -> int:
     activations = 4 * per_token * work.longest * work.batch_size
     shares = 4 * work.architecture.heads * work.longest**2 * work.batch_size
     states = 4 * (total + work.dense_gradients + 2 * work.trainable)
+    if not work.differentiates:  # one layer at a time, and none of it is kept
+        activations, states = activations // max(1, work.architecture.layers), 4 * total
     if device == "cpu":
-        kept = work.architecture.layers if work.longest <= KEPT_LENGTH else 2
+        kept = work.architecture.layers if work.longest <= KEPT_LENGTH and work.differentiates else 2
         return int(PROCESS_BYTES + 4 * total + states + activations + kept * shares)
     return int(states + activations)
 

@@ -183,8 +183,11 @@ def outer_architecture(choice: MethodChoice, architecture: Architecture) -> Arch
     method = method_named(choice.name)
     if not method.composes:
         raise SpecError(f"{method.title} cannot be put on top of another method.", "Leave out `on`.")
+    inner = method_named(choice.on.name)
+    if not inner.differentiates:
+        raise SpecError(f"{method.title} cannot stand on {inner.title}, which works without gradients.", "Swap them.")
     below = outer_architecture(choice.on, architecture)
-    rows = method_named(choice.on.name).trainables(below, config_of(choice.on))
+    rows = inner.trainables(below, config_of(choice.on))
     return replace(architecture, parameters=(*rows, *architecture.head))
 
 
@@ -246,6 +249,7 @@ def workload(spec: RunSpec, setting: Setting, params: Params) -> estimate.Worklo
         architecture=setting.architecture,
         trainable=params.peak + params.head,
         dense_gradients=gradients,
+        differentiates=method.differentiates,
         tokens_per_step=float(padded.mean()) * spec.train.batch_size,
         longest=int(padded.max()),
         batch_size=spec.train.batch_size,

@@ -8,6 +8,7 @@ called by the training loop in this order::
     score_pass                      once, phase "scoring"; only if `scores_first`
     per step:
         on_gradient                 per tensor, during the backward pass; only for `streamed()`
+        estimate                    in place of the backward pass; only if not `differentiates`
         before_step                 after the backward pass: choose what to train
         gradient_square             its share of the norm that clipping uses
         update                      its own optimizer, if it has one
@@ -171,6 +172,8 @@ class Method:
     steady: ClassVar[bool] = True
     """Whether the tensors of `parameters` are the same ones all through a run, so that others can stand on it."""
     scores_first: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = True
+    """Whether its steps have a backward pass; if not, it trains the task head too, and nothing has a gradient."""
     captured: ClassVar[Literal["step", "gradients", ""]] = "step"
     """What of a step a CUDA graph can hold: all of it, forward and backward pass, or nothing.
 
@@ -251,6 +254,14 @@ class Method:
 
     def on_gradient(self, name: str, parameter: nn.Parameter) -> None:
         """Called when `parameter.grad` is complete; the method sets it to None when done with it."""
+
+    def estimate(self, step: int, loss_of: Callable[[], torch.Tensor]) -> None:
+        """In place of the backward pass: learn from losses alone which way to go.
+
+        `loss_of` computes the loss of the step's batch for the weights as they are then, 0-d and without
+        a graph; the step reports the mean of all that were asked for.
+        """
+        raise NotImplementedError(type(self).__name__)
 
     def before_step(self, step: int) -> None:
         """After the backward pass of step `step` (from 0), before clipping and updates."""

@@ -53,7 +53,22 @@ class StepWork:
         loss = functional.cross_entropy(logits.float(), labels)
         extra = self.built.method.extra_loss()
         (loss if extra is None else loss + extra).backward()
-        return loss.detach(), (logits.detach().argmax(1) == labels).float().mean()
+        return loss.detach(), _accuracy(logits, labels)
+
+    @torch.no_grad()
+    def estimate(self, step: int, batch: Batch, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """In place of `backward`, for a method that asks for losses alone; returns the means of all it saw."""
+        seen: list[torch.Tensor] = []
+
+        def loss_of() -> torch.Tensor:
+            logits = self.forward(batch)
+            loss = functional.cross_entropy(logits.float(), labels)
+            seen.append(torch.stack([loss, _accuracy(logits, labels)]))
+            return loss
+
+        self.built.method.estimate(step, loss_of)
+        loss, accuracy = torch.stack(seen).mean(0)
+        return loss, accuracy
 
     def apply(self, step: int, lr: float | torch.Tensor) -> torch.Tensor:
         """Clip, update, and drop the gradients; returns their norm before clipping, 0-d."""
@@ -105,7 +120,11 @@ class EagerSteps:
     def take(self, step: int) -> int:
         train = self._train
         batch = to_device(self._encoded.batch(self._order[step]), train.device)
-        loss, accuracy = self._work.backward(batch, batch.pop("labels"))
+        labels = batch.pop("labels")
+        if self._work.built.method.differentiates:
+            loss, accuracy = self._work.backward(batch, labels)
+        else:
+            loss, accuracy = self._work.estimate(step, batch, labels)
         norm = self._work.apply(step, float(train.lr) * recipe.lr_factor(step, train.steps, train.warmup))
         self._waiting.append((step, torch.stack([loss, accuracy, norm.to(loss.device)])))
         return batch["attention_mask"].numel()
@@ -142,6 +161,10 @@ def wait_for(device: str) -> None:
     """Until a GPU has done what it was given; a processor always has."""
     if device != "cpu":
         torch.cuda.synchronize(device)
+
+
+def _accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return (logits.detach().argmax(1) == labels).float().mean()
 
 
 def padded_forward(built: Built) -> Forward:

@@ -116,7 +116,7 @@ def _carry_out(
         "peak_memory_bytes": peak,
         "energy_joules": loop.recorder.energy.joules,
         "optimizer_state_scalars": optimizer_scalars(built),
-        "head_optimizer_scalars": 2 * sum(p.numel() for _, p in built.head),
+        "head_optimizer_scalars": 2 * sum(p.numel() for _, p in built.head) if built.method.differentiates else 0,
         "bytes_on_disk": on_disk,
         "tokens": loop.recorder.tokens,
         "latency": latency.measure(built, splits["test"]),

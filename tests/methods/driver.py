@@ -100,9 +100,7 @@ class Training:
 
     def _one(self, batch: Batch) -> None:
         method, step, lr = self.method, self.step, self.lr_at(self.step)
-        loss = self.loss_scale * self.model(**batch).loss
-        extra = method.extra_loss()
-        (loss if extra is None else loss + extra).backward()
+        loss = self._backward(step, batch)
         method.before_step(step)
         scale = self._clip()
         self.optimizer.param_groups[0]["lr"] = lr
@@ -112,6 +110,26 @@ class Training:
         self.optimizer.zero_grad()
         self.losses.append(float(loss.detach()))
         self.step += 1
+
+    def _backward(self, step: int, batch: Batch) -> torch.Tensor:
+        """Gradients, or what a method without them does instead; returns the loss."""
+        if not self.method.differentiates:
+            return self._estimated(step, batch)
+        loss: torch.Tensor = self.loss_scale * self.model(**batch).loss
+        extra = self.method.extra_loss()
+        (loss if extra is None else loss + extra).backward()
+        return loss
+
+    @torch.no_grad()
+    def _estimated(self, step: int, batch: Batch) -> torch.Tensor:
+        losses: list[torch.Tensor] = []
+
+        def loss_of() -> torch.Tensor:
+            losses.append(self.loss_scale * self.model(**batch).loss)
+            return losses[-1]
+
+        self.method.estimate(step, loss_of)
+        return torch.stack(losses).mean()
 
     def _clip(self) -> torch.Tensor:
         """Scale the dense gradients by the common clip factor, and return it for the method's own."""
