@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+W = TypeVar("W", bound="Wrapper")
 
 
 class Wrapper(nn.Module):
@@ -21,8 +25,8 @@ class Wrapper(nn.Module):
 
     def folded(self) -> nn.Module:
         """The layer with the change in its tensors; a bias is made where the change needs one."""
-        for part in ("weight", "bias"):
-            change = self.change(part)
+        changes = {part: self.change(part) for part in ("weight", "bias")}  # both from the layer as it is
+        for part, change in changes.items():
             if change is None:
                 continue
             held = getattr(self.base_layer, part, None)
@@ -33,7 +37,7 @@ class Wrapper(nn.Module):
         return self.base_layer
 
 
-def wrap(model: nn.Module, name: str, wrapper: type[Wrapper]) -> Wrapper:
+def wrap(model: nn.Module, name: str, wrapper: Callable[[nn.Module], W]) -> W:
     """Put a wrapper in the place of the layer with this name, and return it."""
     made = wrapper(model.get_submodule(name))
     model.set_submodule(name, made)
@@ -79,3 +83,35 @@ class ScaledShifted(Wrapper):
         if self.shift is None:
             return None
         return self.base_layer.get_parameter("bias") * grown + self.shift
+
+
+class HeadOffsets(Wrapper):
+    """Before an attention output layer: scales each head's output by ``1 + scale``, and adds ``offset`` to it.
+
+    Each head has vectors of its own, ``scale.<head>`` and ``offset.<head>``; all start at zero, as the layer itself.
+    """
+
+    def __init__(self, base: nn.Module, heads: int) -> None:
+        super().__init__(base)
+        weight = base.get_parameter("weight")
+        self.inputs_first = not isinstance(base, nn.Linear)
+        width = weight.shape[0 if self.inputs_first else 1] // heads
+
+        def vectors() -> nn.ParameterList:
+            return nn.ParameterList(torch.zeros(width, dtype=weight.dtype, device=weight.device) for _ in range(heads))
+
+        self.scale, self.offset = vectors(), vectors()
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """What the layer makes of the changed outputs of its heads."""
+        scale, offset = torch.cat(list(self.scale)), torch.cat(list(self.offset))
+        output: torch.Tensor = self.base_layer(states + states * scale + offset)
+        return output
+
+    def change(self, part: str) -> torch.Tensor | None:
+        weight = self.base_layer.get_parameter("weight")
+        if part == "weight":
+            scale = torch.cat(list(self.scale))
+            return weight * (scale[:, None] if self.inputs_first else scale)
+        offset = torch.cat(list(self.offset))
+        return offset @ weight if self.inputs_first else weight @ offset

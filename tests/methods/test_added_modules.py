@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, GPT2Config
+from transformers import AutoModelForSequenceClassification, GPT2Config, Qwen2Config
 
-from engine.errors import BudgetError
+from engine.errors import BudgetError, SpecError
 from engine.methods.contract import Method
 from engine.methods.id3 import ID3
+from engine.methods.lofit import LoFiT
 from engine.methods.ssf import SSF
 from tests.methods.driver import Training, batches_of, make, weights
 from tests.tiny import architecture_of, tiny_batch, tiny_bert, tiny_llama
@@ -174,9 +176,137 @@ def test_a_sparse_method_on_ssf_trains_some_of_its_numbers() -> None:
     torch.testing.assert_close(logits(merged), logits(training.model), rtol=0, atol=2e-6)
 
 
+# --- LoFiT -------------------------------------------------------------------------------------
+
+
+@every_base
+def test_lofit_without_spread_starts_exactly_at_the_base(build: Build) -> None:
+    model = build()
+    assert torch.equal(logits(make(LoFiT, model, {"std": 0.0}).attach(model)), logits(build()))
+
+
+def test_lofit_counts_one_vector_per_chosen_head() -> None:
+    bert, llama = architecture_of(tiny_bert()), architecture_of(tiny_llama())
+    assert LoFiT.size(bert, LoFiT.Config(heads=3)) == 3 * 16
+    assert LoFiT.peak(bert, LoFiT.Config(heads=3)) == 2 * 2 * 16
+    assert LoFiT.size(llama, LoFiT.Config(heads=100)) == 2 * 4 * 8
+    assert LoFiT.fit(bert, LoFiT.Config(), 47).heads == 2
+    assert LoFiT.fit(bert, LoFiT.Config(), 10**6).heads == 4
+    with pytest.raises(BudgetError, match="at least 16"):
+        LoFiT.fit(bert, LoFiT.Config(), 15)
+    assert "all of them" in LoFiT.warnings(bert, LoFiT.Config(heads=5), 10)[0]
+    assert "never trained" in LoFiT.warnings(bert, LoFiT.Config(heads=2), 1)[0]
+
+
+@every_base
+def test_lofit_scales_every_head_then_offsets_the_best_alone(build: Build) -> None:
+    model = build()
+    method = make(LoFiT, model, {"heads": 3}, steps=STEPS)
+    training = Training(method, model, lr=1e-2).run(batches_of(STEPS)[:5])
+    named = dict(training.model.named_parameters())
+    scales = {row.name: named[row.name].detach().norm() for row in method.rows if row.part == "scale"}
+    assert min(scales.values()) > 0
+    assert all(not named[row.name].any() for row in method.rows if row.part == "offset")
+    assert method.optimizer_scalars() == 2 * LoFiT.peak(method.context.architecture, method.config)
+    ranked = [scales]
+    after_step = method.after_step
+
+    def note(step: int) -> None:  # the scales as the choice sees them, which are dropped with it
+        ranked.append({name: named[name].detach().norm() for name in scales})
+        after_step(step)
+
+    method.after_step = note  # type: ignore[method-assign]
+    training.run(batches_of(STEPS)[5:6])
+    best = {name.replace(".scale.", ".offset.") for name in sorted(scales, key=lambda name: -ranked[1][name])[:3]}
+    assert method.active == best
+    training.run(batches_of(STEPS)[6:])
+    assert all(not named[name].any() for name in scales)
+    assert {row.name for row in method.rows if row.part == "offset" and named[row.name].any()} == best
+    size = LoFiT.size(method.context.architecture, method.config)
+    assert method.kept() == size
+    assert method.optimizer_scalars() == 2 * size
+    assert method.extra_loss() is None
+    assert set(method.result()) == best
+    assert_base_frozen(training, weights(build()))
+
+
+def test_lofit_starts_its_second_phase_from_the_base() -> None:
+    model = tiny_bert()
+    settings = {"std": 0.0}
+    method = make(LoFiT, model, settings, steps=STEPS)
+    training = Training(method, model, lr=1e-2).run(batches_of(STEPS)[:5])
+    base = tiny_bert()
+    for row in method.context.architecture.head:
+        base.get_parameter(row.name).data.copy_(model.get_parameter(row.name))
+    assert not torch.equal(logits(model), logits(base))
+    training.run(batches_of(STEPS)[5:6])
+    for row in method.context.architecture.head:
+        base.get_parameter(row.name).data.copy_(model.get_parameter(row.name))
+    assert torch.equal(logits(model), logits(base))
+
+
+def test_the_penalty_of_lofit_is_the_sum_of_the_scales_sizes() -> None:
+    model = tiny_bert()
+    method = make(LoFiT, model, {"sparsity": 0.25})
+    method.attach(model)
+    total = sum(float(p.detach().abs().sum()) for name, p in model.named_parameters() if ".scale." in name)
+    penalty = method.extra_loss()
+    assert penalty is not None
+    assert total > 0
+    assert float(penalty.detach()) == pytest.approx(0.25 * total, rel=1e-5)
+    strong, weak = (trained_scales({"sparsity": value}) for value in (0.5, 0.0))
+    assert strong < 0.5 * weak
+
+
+def trained_scales(settings: dict[str, Any]) -> float:
+    """Sum of the scales' sizes at the end of the first phase."""
+    model = tiny_bert()
+    method = make(LoFiT, model, {**settings, "probe": 0.99}, steps=40)
+    Training(method, model, lr=1e-2, schedule=False).run(batches_of(39))
+    return sum(float(p.detach().abs().sum()) for name, p in model.named_parameters() if ".scale." in name)
+
+
+@every_base
+@pytest.mark.parametrize("steps", [4, STEPS])
+def test_lofit_merged_answers_alike_in_both_phases(build: Build, steps: int) -> None:
+    model = build()
+    method = make(LoFiT, model, {"heads": 3}, steps=STEPS)
+    training = Training(method, model, lr=5e-2).run(batches_of(STEPS)[:steps])
+    before, merged = logits(model), method.merged(model)
+    torch.testing.assert_close(logits(merged), before, rtol=0, atol=2e-6)
+    assert torch.equal(logits(model), before)
+    missing = set(weights(build())) - set(weights(merged))
+    assert not missing
+    reported = assert_changes_are_merged_minus_base(training, weights(build()))
+    part = "weight" if steps == 4 else "bias"
+    assert all(name.endswith(part) for name in reported)
+    assert reported or build is tiny_llama
+
+
+@every_base
+def test_lofit_merged_can_be_saved_and_loaded(build: Build, tmp_path: Path) -> None:
+    training = trained(LoFiT, build(), {"heads": 3})
+    merged: Any = training.method.merged(training.model)
+    merged.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert list(weights(loaded)) == list(weights(merged)) or build is tiny_llama
+    assert torch.equal(logits(loaded), logits(merged))
+    torch.testing.assert_close(logits(loaded), logits(training.model), rtol=0, atol=2e-6)
+
+
+def test_lofit_refuses_a_model_without_a_place_for_its_offsets() -> None:
+    config = Qwen2Config(
+        vocab_size=100, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, num_labels=2,
+    )  # fmt: skip
+    architecture = architecture_of(AutoModelForSequenceClassification.from_config(config))
+    with pytest.raises(SpecError, match="qwen2 models have no bias"):
+        LoFiT.size(architecture, LoFiT.Config())
+
+
 # --- both --------------------------------------------------------------------------------------
 
-METHODS: list[tuple[type[Method], dict[str, Any]]] = [(SSF, {})]
+METHODS: list[tuple[type[Method], dict[str, Any]]] = [(SSF, {}), (LoFiT, {"heads": 3})]
 every_method = pytest.mark.parametrize(("cls", "settings"), METHODS, ids=[cls.name for cls, _ in METHODS])
 
 
