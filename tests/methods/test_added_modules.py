@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,20 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, GPT2Config, Qwen2Config
 
 from engine.errors import BudgetError, SpecError
+from engine.export.finished import opened
+from engine.export.formats import export_run
+from engine.export.rebuild import rebuild
 from engine.methods.contract import Method
 from engine.methods.id3 import ID3
 from engine.methods.lofit import LoFiT
 from engine.methods.ssf import SSF
+from engine.store.runs import Runs
+from engine.training.build import Caches
+from engine.training.run import run_job
 from tests.methods.driver import Training, batches_of, make, weights
+from tests.small import spec_data
 from tests.tiny import architecture_of, tiny_batch, tiny_bert, tiny_llama
+from tests.training.test_run import StopAt, series, submit
 
 STEPS = 12
 Build = Callable[[], nn.Module]
@@ -360,3 +369,34 @@ def test_what_is_drawn_depends_on_its_seed_alone(cls: type[Method], settings: di
     assert one
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert any(name not in other or not torch.equal(one[name], other[name]) for name in one)
+
+
+# --- the whole path ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ssf", "lofit", "tuned_heads"])
+@pytest.mark.parametrize("execution", ["padded", "ragged"])
+def test_a_run_stopped_in_its_middle_ends_as_one_that_was_not(
+    home: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, execution: str
+) -> None:
+    """From spec to merged model, through the checkpoint on disk, in both phases."""
+    data = spec_data(small, {"name": name}, lr=0.01, steps=20, execution=execution)
+    runs = Runs(home)
+    whole, halted = submit(home, data), submit(home, data)
+    assert run_job(home, whole, Caches()) == "finished", runs.get(whole).error
+    monkeypatch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
+    for at in (2, 12):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "engine.training.run.RowControl", lambda runs, run_id, at=at: StopAt(runs, run_id, at, "keep")
+            )
+            assert run_job(home, halted, Caches()) == "stopped"
+        runs.resume(halted, "test")
+        assert runs.claim(halted, "here", {"pid": 0})
+    assert run_job(home, halted, Caches()) == "finished", runs.get(halted).error
+    assert series(home, whole)["train/loss"] == series(home, halted)["train/loss"]
+    folders = [export_run(home, run, "merged", tmp_path / run) for run in (whole, halted)]
+    first, second = (AutoModelForSequenceClassification.from_pretrained(folder) for folder in folders)
+    assert torch.equal(logits(first), logits(second))
+    with opened(home, whole) as finished:
+        torch.testing.assert_close(logits(first), logits(rebuild(finished).model), rtol=0, atol=2e-6)
