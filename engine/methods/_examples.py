@@ -1,0 +1,50 @@
+"""Training examples that a method keeps from its scoring phase, to judge by or to probe with later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from engine.errors import DataError
+from engine.methods.contract import Batches
+
+if TYPE_CHECKING:
+    import torch
+
+
+def kept(batches: Batches, count: int, progress: Callable[[int, int], None]) -> list[dict[str, torch.Tensor]]:
+    """The first `count` single examples, or as many as there are.
+
+    Raises:
+        DataError: when there is none.
+    """
+    found = []
+    for batch in islice(batches, count):
+        found.append(dict(batch))
+        progress(len(found), count)
+    if not found:
+        raise DataError("There is no training example to look at.", "Use a larger dataset.")
+    return found
+
+
+def together(examples: Sequence[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:
+    """Single examples as one batch, padded on the right to the longest.
+
+    Args:
+        examples: each with tensors (1, length), and labels (1,).
+        pad: the padding token.
+    """
+    import torch
+    from torch.nn import functional
+
+    longest = max(example["input_ids"].shape[1] for example in examples)
+
+    def column(key: str) -> torch.Tensor:
+        fill = pad if key == "input_ids" else 0
+        parts = [example[key] for example in examples]
+        if key != "labels":
+            parts = [functional.pad(part, (0, longest - part.shape[1]), value=fill) for part in parts]
+        return torch.cat(parts)
+
+    return {key: column(key) for key in examples[0]}
