@@ -33,8 +33,8 @@ _ROLES: dict[str, tuple[str, ...]] = {
 }
 
 
-class SelectiveConfig(MethodConfig):
-    """Settings that every selective method has."""
+class CountConfig(MethodConfig):
+    """The setting of methods that train a number of single weights."""
 
     k: int = Field(
         26_112,
@@ -43,6 +43,11 @@ class SelectiveConfig(MethodConfig):
         description="How many single weights are trained, the task head apart.",
         json_schema_extra={"budget": True, "source": "this lab: as many as MiniLM has biases, for equal comparisons"},
     )
+
+
+class SelectiveConfig(CountConfig):
+    """Settings of selective methods for which all backbone tensors compete."""
+
     exclude: tuple[Group, ...] = Field(
         (),
         title="Never select from",
@@ -69,6 +74,8 @@ class Selective(Method):
     scattered: ClassVar[bool] = True
     """Whether single entries are chosen, each for itself, and not whole blocks."""
     correction: Correction = "global"
+    anchored: ClassVar[bool] = False
+    """Whether an entry that gives its place to another goes back to what it was."""
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
         super().__init__(config, context, inner)
@@ -122,7 +129,7 @@ class Selective(Method):
         if target > eligible:
             raise BudgetError(
                 f"{target:,} weights were asked for, but {cls.title} may select from {eligible:,} here.",
-                "Ask for at most that many" + (", or exclude less." if config.exclude else "."),
+                "Ask for at most that many" + (", or exclude less." if getattr(config, "exclude", ()) else "."),
             )
         return config.model_copy(update={"k": target})
 
@@ -169,7 +176,11 @@ class Selective(Method):
         if self.context.device == "cpu":
             self._ask_for_rows(model)
         self._sparse = SparseAdamW(
-            self._tensors, self.k, weight_decay=self.context.weight_decay, correction=self.correction
+            self._tensors,
+            self.k,
+            weight_decay=self.context.weight_decay,
+            correction=self.correction,
+            anchored=self.anchored,
         )
         return model
 
@@ -305,6 +316,15 @@ class StaticMask(Selective):
         else:
             picks = select_by_tensor(allowed, sizes, quotas, smallest=smallest, seed=seed)
         self.fix(picks.tensor, picks.index)
+
+    def choose_by_lot(self, quotas: Sequence[int] | None = None) -> None:
+        """Select at random, by the seed of the method."""
+        import torch
+
+        def equal(number: int) -> torch.Tensor:
+            return torch.zeros(self.rows[number].size, device=self._tensors[number].device)
+
+        self.choose(equal, seed=self.context.method_seed, quotas=quotas)
 
     def equal_shares(self) -> list[int]:
         """k divided among the tensors in proportion to what may be selected in each."""
