@@ -47,7 +47,7 @@ view = linked.choice("view", titles, "overview", key=f"view-{row.id}")
 
 if view == "result":
     test_results(snapshot.metas["test"], key=row.id)
-    if masks.grew(record):
+    if masks.grew(row, record):
         with shell.told():
             masks.grown_section(row)
 elif view == "recipe":

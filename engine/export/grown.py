@@ -20,8 +20,13 @@ def selected_at(trained: Mapping[str, torch.Tensor], finished: Finished) -> np.n
     """The step of every selected entry, ascending.
 
     Raises:
-        SpecError: for a result that selected nothing, or everything at once.
+        SpecError: for a result that selected nothing, or everything at once, or not for good.
     """
+    if not finished.methods[0].grows:
+        raise SpecError(
+            f"{finished.methods[0].title} gives selected weights up again, so that its mask holds no smaller ones.",
+            "Choose a finished run of ID3.",
+        )
     columns = [tensor.numpy() for key, tensor in trained.items() if key.endswith(".step")]
     steps = np.sort(np.concatenate(columns)) if columns else np.zeros(0, np.int64)
     if len(np.unique(steps)) < 2:

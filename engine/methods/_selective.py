@@ -33,8 +33,8 @@ _ROLES: dict[str, tuple[str, ...]] = {
 }
 
 
-class SelectiveConfig(MethodConfig):
-    """Settings that every selective method has."""
+class CountConfig(MethodConfig):
+    """The setting of methods that train a number of single weights."""
 
     k: int = Field(
         26_112,
@@ -43,6 +43,11 @@ class SelectiveConfig(MethodConfig):
         description="How many single weights are trained, the task head apart.",
         json_schema_extra={"budget": True, "source": "this lab: as many as MiniLM has biases, for equal comparisons"},
     )
+
+
+class SelectiveConfig(CountConfig):
+    """Settings of selective methods for which all backbone tensors compete."""
+
     exclude: tuple[Group, ...] = Field(
         (),
         title="Never select from",
@@ -69,6 +74,8 @@ class Selective(Method):
     scattered: ClassVar[bool] = True
     """Whether single entries are chosen, each for itself, and not whole blocks."""
     correction: Correction = "global"
+    anchored: ClassVar[bool] = False
+    """Whether an entry that gives its place to another goes back to what it was."""
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
         super().__init__(config, context, inner)
@@ -91,8 +98,11 @@ class Selective(Method):
         self.k = self.size(context.architecture, config)
         self._numbers = {row.name: number for number, row in enumerate(self.rows)}
         self._tensors: list[nn.Parameter] = []
-        self.flat = context.device != "cpu"
-        """Whether gradients are read in a few large parts, without a question to the device, as a GPU likes it."""
+        self.flat = context.device != "cpu" and self.grows
+        """Whether gradients are read in a few large parts, without a question to the device, as a GPU likes it.
+
+        Where entries give their place to others, each tensor is looked at for itself.
+        """
         self._sparse: SparseAdamW | None = None
         self._by_rows: list[nn.Embedding] = []
 
@@ -124,7 +134,7 @@ class Selective(Method):
         if target > eligible:
             raise BudgetError(
                 f"{target:,} weights were asked for, but {cls.title} may select from {eligible:,} here.",
-                "Ask for at most that many" + (", or exclude less." if config.exclude else "."),
+                "Ask for at most that many" + (", or exclude less." if getattr(config, "exclude", ()) else "."),
             )
         return config.model_copy(update={"k": target})
 
@@ -175,8 +185,10 @@ class Selective(Method):
         from engine.sparse.flat import FlatSparseAdamW
         from engine.sparse.optimizer import SparseAdamW
 
-        kind = FlatSparseAdamW if self.flat else SparseAdamW
-        return kind(self._tensors, self.k, weight_decay=self.context.weight_decay, correction=self.correction)
+        settings: Any = {"weight_decay": self.context.weight_decay, "correction": self.correction}
+        if self.flat:
+            return FlatSparseAdamW(self._tensors, self.k, **settings)
+        return SparseAdamW(self._tensors, self.k, anchored=self.anchored, **settings)
 
     def _ask_for_rows(self, model: nn.Module) -> None:
         """Let word embeddings give the gradients of touched rows alone; large parts are made of whole gradients."""
@@ -312,6 +324,15 @@ class StaticMask(Selective):
         else:
             picks = select_by_tensor(allowed, sizes, quotas, smallest=smallest, seed=seed)
         self.fix(picks.tensor, picks.index)
+
+    def choose_by_lot(self, quotas: Sequence[int] | None = None) -> None:
+        """Select at random, by the seed of the method."""
+        import torch
+
+        def equal(number: int) -> torch.Tensor:
+            return torch.zeros(self.rows[number].size, device=self._tensors[number].device)
+
+        self.choose(equal, seed=self.context.method_seed, quotas=quotas)
 
     def equal_shares(self) -> list[int]:
         """k divided among the tensors in proportion to what may be selected in each."""

@@ -100,7 +100,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Selection:
-    """The entries a sparse method trains, in the order they were selected.
+    """The entries a sparse method trains, in the order they were selected where its mask only grows.
 
     Attributes:
         parameters: the rows that `tensor` counts in.
@@ -169,6 +169,8 @@ class Method:
     """What its card can measure on a real model: ``divergence``."""
     composes: ClassVar[bool] = False
     """Whether it can be put on top of another method (``on:``)."""
+    grows: ClassVar[bool] = True
+    """Whether a weight that was selected stays so; else its record holds the last mask, and only counts before it."""
     steady: ClassVar[bool] = True
     """Whether the tensors of `parameters` are the same ones all through a run, so that others can stand on it."""
     scores_first: ClassVar[bool] = False

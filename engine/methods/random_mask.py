@@ -61,12 +61,6 @@ class RandomMask(StaticMask):
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Draw the mask."""
-        import torch
-
         model = super().attach(model)
-
-        def equal(number: int) -> torch.Tensor:
-            return torch.zeros(self.rows[number].size, device=self._tensors[number].device)
-
-        self.choose(equal, seed=self.context.method_seed)
+        self.choose_by_lot()
         return model

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from engine.errors import BudgetError
+from engine.methods._matched import MatchesLora, rank_field
 from engine.methods._scored import GradientScored, ScoringConfig
-from engine.methods.contract import Batches, LearningRate, MethodConfig, Paper, largest
+from engine.methods.contract import Batches, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
-from engine.models.architecture import Architecture, Parameter
 
 if TYPE_CHECKING:
     import torch
@@ -21,14 +20,7 @@ if TYPE_CHECKING:
 class ShiraConfig(ScoringConfig):
     """Settings of SHiRA."""
 
-    rank: int = Field(
-        4,
-        ge=1,
-        le=4096,
-        title="Rank to match",
-        description="Each matrix trains as many weights as LoRA of this rank would add to it.",
-        json_schema_extra={"source": "this lab; peft's default is 32", "budget": True},
-    )
+    rank: int = rank_field("this lab; peft's default is 32")
     mask: Literal["random", "magnitude", "gradient", "saliency"] = Field(
         "saliency",
         title="Which weights",
@@ -41,7 +33,7 @@ class ShiraConfig(ScoringConfig):
 
 
 @register
-class SHiRA(GradientScored):
+class SHiRA(MatchesLora, GradientScored):
     r"""Trains a fixed small number of weights in every matrix: LoRA's budget without LoRA's low rank.
 
     ### Why it exists
@@ -90,52 +82,13 @@ class SHiRA(GradientScored):
     Config: ClassVar[type[MethodConfig]] = ShiraConfig
     composes = False
 
-    @classmethod
-    def trainables(cls, architecture: Architecture, config: Any) -> tuple[Parameter, ...]:
-        return architecture.linears()
-
-    @classmethod
-    def size(cls, architecture: Architecture, config: Any) -> int:
-        return sum(_count(row, config.rank) for row in architecture.linears())
-
-    @classmethod
-    def fit(cls, architecture: Architecture, config: Any, target: int) -> MethodConfig:
-        """The highest rank that `target` allows.
-
-        Raises:
-            BudgetError: when rank 1 is too much.
-        """
-
-        def size(rank: int) -> int:
-            return cls.size(architecture, config.model_copy(update={"rank": rank}))
-
-        found = largest(size, 1, max(min(row.shape) for row in architecture.linears()), target)
-        if found is None:
-            raise BudgetError(
-                f"{cls.title} trains at least {size(1):,} parameters here: as many as LoRA of rank 1.",
-                f"Ask for at least {size(1):,}, or choose another method.",
-            )
-        return config.model_copy(update={"rank": found})
-
-    @classmethod
-    def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
-        whole = [row for row in architecture.linears() if _count(row, config.rank) == row.size]
-        return [f"At rank {config.rank} all weights of {len(whole)} matrices are selected."] if whole else []
-
     def score_pass(self, model: nn.Module, batches: Batches, progress: Callable[[int, int], None]) -> None:
         """Select by data, or without looking at any where the mask needs none."""
-        import torch
-
         config: Any = self.config
-        quotas = [_count(row, config.rank) for row in self.rows]
         if config.mask == "random":
-            self.choose(
-                lambda number: torch.zeros(self.rows[number].size, device=self._tensors[number].device),
-                seed=self.context.method_seed,
-                quotas=quotas,
-            )
+            self.choose_by_lot(self.quotas())
         elif config.mask == "magnitude":
-            self.choose(self.magnitudes, quotas=quotas)
+            self.choose(self.magnitudes, quotas=self.quotas())
         else:
             super().score_pass(model, batches, progress)
 
@@ -147,9 +100,4 @@ class SHiRA(GradientScored):
             strength = totals[number].abs()
             return strength * self.magnitudes(number) if config.mask == "saliency" else strength
 
-        self.choose(score, quotas=[_count(row, config.rank) for row in self.rows])
-
-
-def _count(row: Parameter, rank: int) -> int:
-    """As many as LoRA has on this matrix, at most all of it."""
-    return min(rank * sum(row.shape), row.size)
+        self.choose(score, quotas=self.quotas())

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from engine.errors import ModelError
-from engine.sparse.optimizer import Correction, SparseAdamW, put
+from engine.sparse.optimizer import Correction, Groups, SparseAdamW, put
 
 BLOCK = 128
 """Entries that are ranked together first."""
@@ -183,9 +183,12 @@ class FlatSparseAdamW(SparseAdamW):
         """Of all slots, int64 (capacity + most,)."""
         return self.flat.starts.index_select(0, self._where["tensor"]) + self._where["index"]
 
-    def _enlist(self, tensor: torch.Tensor, index: torch.Tensor, start: int) -> None:
-        held = self.flat.values.index_select(0, self.flat.starts[tensor] + index)
-        self._values["value"][start : start + len(index)] = held.float()
+    def _enlist(self, groups: Groups, index: torch.Tensor, slots: torch.Tensor) -> None:
+        """Nothing to list: an entry is found by its address."""
+
+    def _read(self, groups: Groups, index: torch.Tensor, slots: torch.Tensor) -> None:
+        address = self.addresses().index_select(0, slots)
+        put(self._values["value"], slots, self.flat.values.index_select(0, address).float())
 
     def selected(self, number: int) -> torch.Tensor | None:
         count = self.count

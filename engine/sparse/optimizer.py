@@ -1,9 +1,9 @@
 """AdamW for single weights: state for the selected entries only, in one arena.
 
 The arena holds, per selected entry, where it is, an fp32 master copy, two moments and the
-step of its selection. Entries are only ever appended. One update is a handful of vector
-operations over the arena, in the order of `torch.optim.AdamW`, so that selecting everything
-reproduces it.
+step of its selection. Entries are appended, or take the place of others. One update is a handful
+of vector operations over the arena, in the order of `torch.optim.AdamW`, so that selecting
+everything reproduces it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from engine.sparse.gradient import StreamedGradient
 Correction = Literal["global", "entry"]
 BETAS = (0.9, 0.999)
 EPS = 1e-8
+Groups = list[tuple[int, torch.Tensor]]
+"""Numbers of tensors, each with the places of its entries in a list of entries."""
 
 
 def put(target: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> None:
@@ -37,6 +39,15 @@ def put(target: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> No
         target.index_copy_(0, indices, values)
 
 
+def _by_tensor(tensor: torch.Tensor) -> Groups:
+    """Entries by the tensor they lie in, in their own order."""
+    order = tensor.argsort(stable=True)
+    numbers, counts = tensor[order].unique_consecutive(return_counts=True)
+    pairs = torch.stack([numbers, counts]).T.tolist()
+    parts = order.split([count for _, count in pairs])
+    return [(number, part) for (number, _), part in zip(pairs, parts, strict=True)]
+
+
 class SparseAdamW:
     """Trains single entries of some tensors.
 
@@ -47,6 +58,8 @@ class SparseAdamW:
         correction: ``global`` corrects the bias of the moments with the number of steps so far,
             as the methods' authors do, so that an entry selected late starts with up to 3.2
             times the learning rate; ``entry`` counts from the entry's own selection.
+        anchored: keep what every entry was when it was selected: decay pulls towards that, and an
+            entry that is replaced goes back to it. Without, a replaced entry stays as it is.
 
     Raises:
         ModelError: for a tensor with 2^31 entries or more, whose indices do not fit int32.
@@ -59,20 +72,22 @@ class SparseAdamW:
         *,
         weight_decay: float = 0.0,
         correction: Correction = "global",
+        anchored: bool = False,
     ) -> None:
         for parameter in parameters:
             if parameter.numel() >= 2**31:
                 raise ModelError(f"A tensor of {parameter.numel():,} weights is too large to index.", "Exclude it.")
         device = parameters[0].device if parameters else torch.device("cpu")
         self._parameters = list(parameters)
-        self._decay, self._correction = weight_decay, correction
+        self._decay, self._correction, self._anchored = weight_decay, correction, anchored
         self.count = 0
         """Entries selected so far."""
         self._steps = torch.zeros((), dtype=torch.float64, device=device)
-        self._where = {
-            key: torch.zeros(capacity, dtype=torch.int32, device=device) for key in ("tensor", "index", "step")
-        }
-        self._values = {key: torch.zeros(capacity, device=device) for key in ("value", "m", "v", "gradient")}
+        places, values = ["tensor", "index", "step"], ["value", "m", "v", "gradient"]
+        if anchored:
+            places, values = [*places, "history"], [*values, "base"]
+        self._where = {key: torch.zeros(capacity, dtype=torch.int32, device=device) for key in places}
+        self._values = {key: torch.zeros(capacity, device=device) for key in values}
         # Per tensor: slots in the arena and flat indices, int64 because index_copy_ wants it.
         self._slots: list[torch.Tensor | None] = [None] * len(self._parameters)
         self._indices: list[torch.Tensor | None] = [None] * len(self._parameters)
@@ -92,30 +107,79 @@ class SparseAdamW:
         if gradient is not None:
             self._values["gradient"][start:stop] = gradient
         self.count = stop
-        self._enlist(tensor, index, start)
+        groups, slots = _by_tensor(tensor), torch.arange(start, stop, device=tensor.device)
+        self._enlist(groups, index, slots)
+        self._read(groups, index, slots)
 
-    def _enlist(self, tensor: torch.Tensor, index: torch.Tensor, start: int) -> None:
-        """Give each new entry its place in its tensor's lists, and take its master copy."""
-        order = tensor.argsort(stable=True)
-        numbers, counts = tensor[order].unique_consecutive(return_counts=True)
-        done = 0
-        for number, count in torch.stack([numbers, counts]).T.tolist():
-            chosen = order[done : done + count]
-            own = index[chosen]
-            slots = chosen + start
-            values = self._flat(number).index_select(0, own).float()
-            put(self._values["value"], slots, values)
+    @torch.no_grad()
+    def replace(
+        self,
+        slots: torch.Tensor,
+        tensor: torch.Tensor,
+        index: torch.Tensor,
+        step: int,
+        moments: tuple[torch.Tensor, torch.Tensor] | None = None,
+        history: int = 0,
+    ) -> None:
+        """Select entries in place of others; all that is neither keeps its state bit for bit.
+
+        Args:
+            slots: int64 (n,), places in the arena of the entries that leave.
+            tensor, index: int64 (n,), the entries that come, none of which is selected.
+            step: the first step they take part in.
+            moments: to start with, fp32 (n,) each; zero by default.
+            history: steps that these moments count for; only when anchored.
+        """
+        if self._anchored:
+            self._values["value"][slots] = self._values["base"][slots]
+            self._write_back()
+            self._where["history"][slots] = history
+        for key, column in (("tensor", tensor), ("index", index)):
+            self._where[key][slots] = column.int()
+        self._where["step"][slots] = step
+        self._values["gradient"][slots] = 0.0
+        for place, key in enumerate(("m", "v")):
+            self._values[key][slots] = moments[place] if moments is not None else 0.0
+        self._list_all()
+        self._read(_by_tensor(tensor), index, slots)
+
+    def _list_all(self) -> None:
+        """Make the lists of all tensors anew, each in the order of the arena."""
+        self._slots = [None] * len(self._parameters)
+        self._indices = [None] * len(self._parameters)
+        tensor, index = (self._where[key][: self.count].long() for key in ("tensor", "index"))
+        self._enlist(_by_tensor(tensor), index, torch.arange(self.count, device=tensor.device))
+
+    def _enlist(self, groups: Groups, index: torch.Tensor, slots: torch.Tensor) -> None:
+        """Give each entry its place at the end of its tensor's lists."""
+        for number, chosen in groups:
+            own_slots, own = slots[chosen], index[chosen]
             old_slots, old_indices = self._slots[number], self._indices[number]
-            self._slots[number] = slots if old_slots is None else torch.cat([old_slots, slots])
+            self._slots[number] = own_slots if old_slots is None else torch.cat([old_slots, own_slots])
             self._indices[number] = own if old_indices is None else torch.cat([old_indices, own])
-            done += count
+
+    def _read(self, groups: Groups, index: torch.Tensor, slots: torch.Tensor) -> None:
+        """Take the master copies of entries from the model."""
+        for number, chosen in groups:
+            values = self._flat(number).index_select(0, index[chosen]).float()
+            put(self._values["value"], slots[chosen], values)
+        if self._anchored:
+            put(self._values["base"], slots, self._values["value"].index_select(0, slots))
 
     def _flat(self, number: int) -> torch.Tensor:
         return self._parameters[number].detach().view(-1)
 
     def selected(self, number: int) -> torch.Tensor | None:
-        """Flat indices selected in one tensor, int64, in order of selection; None when none is."""
+        """Flat indices selected in one tensor, int64, in the order of the arena; None when none is."""
         return self._indices[number]
+
+    def slots(self, number: int) -> torch.Tensor | None:
+        """Places in the arena of the entries that `selected` gives, in the same order."""
+        return self._slots[number]
+
+    def change(self, slots: torch.Tensor) -> torch.Tensor:
+        """How far entries have moved since they were selected, fp32 (n,); only when anchored."""
+        return self._values["value"][slots] - self._values["base"][slots]
 
     def take(self, number: int, gradient: torch.Tensor) -> None:
         """Take the selected entries of one tensor's gradient, dense or sparse by rows."""
@@ -156,12 +220,17 @@ class SparseAdamW:
         self._steps.add_(1)
         value, m, v, gradient = (self._values[key][: self._used()] for key in ("value", "m", "v", "gradient"))
         gradient.mul_(scale)
-        value.mul_(1 - lr * self._decay)
+        if self._anchored:
+            value.sub_((value - self._values["base"][: self._used()]).mul_(lr * self._decay))
+        else:
+            value.mul_(1 - lr * self._decay)
         m.lerp_(gradient, 1 - BETAS[0])
         v.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
         age = self._steps
         if self._correction == "entry":
             age = age - self._where["step"][: self._used()]
+        if self._correction == "entry" and self._anchored:
+            age = age + self._where["history"][: self._used()]
         first, second = (1 - beta**age for beta in BETAS)
         spread = v.sqrt().div_(second.sqrt().float()).add_(EPS)
         value.add_(torch.mul(m, (-lr / first).float()).div_(spread))
@@ -186,8 +255,8 @@ class SparseAdamW:
         return int((self._values["v"][: self.count] == 0).sum())
 
     def entries(self) -> dict[str, torch.Tensor]:
-        """`tensor`, `index` and `step` of the selected entries, int32 (count,), in order of selection."""
-        return {key: column[: self.count] for key, column in self._where.items()}
+        """`tensor`, `index` and `step` of the selected entries, int32 (count,), in the order of the arena."""
+        return {key: self._where[key][: self.count] for key in ("tensor", "index", "step")}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything a resume needs: the arena up to its filled part, and the step counter."""
@@ -205,10 +274,7 @@ class SparseAdamW:
             for key, column in columns.items():
                 if key != "gradient":
                     column[:count] = state[key]
-        where = {key: column[:count].long() for key, column in self._where.items()}
-        self._enlist(where["tensor"], where["index"], 0)
-        # _enlist read the untrained weights; the state has the trained ones.
-        self._values["value"][:count] = state["value"]
+        self._list_all()
         self._write_back()
 
     def _blank(self) -> None:

@@ -28,6 +28,7 @@ class Recorder:
     def __init__(self, built: Built, sink: Sink, steps: int) -> None:
         self.sink = sink
         self.method = built.method
+        self.steps = steps
         self.schedule = FrameSchedule(steps)
         self.memory = PeakMemory(built.spec.train.device)
         self.energy = Energy(built.spec.train.device)
@@ -114,7 +115,8 @@ class Recorder:
         self.sink.scalar("mask/selected", done, count)
         self.sink.scalar("mask/unmoved", done, self._selective.unmoved())
         self.sink.frame("mask", done, {"count": mask.counts(selection)})
-        if self._known < count <= EXACT_ENTRIES:
+        # Of a mask that moves only the last state can be told by entries and the steps of their selection.
+        if self._known < count <= EXACT_ENTRIES and (self._selective.grows or done == self.steps):
             self.sink.frame("selected", done, mask.newly_selected(selection, self._known), keep=True)
             self._known = count
 

@@ -137,7 +137,7 @@ def matrix(scene: Scene) -> Grid | None:
     if place is None or frame is None:
         return None
     count = int(frame[1]["count"][place])
-    index, steps = entries_of(scene.moment.record.selection(), place, count)
+    index, steps = entries_of(scene.moment.record.selection(), place, count, frame[0])
     return matrix_grid(layout[place], scene.layers, index, steps, frame[0]) if len(index) == count else None
 
 

@@ -10,6 +10,7 @@ import streamlit as st
 
 from engine import settings
 from engine.jobs import client
+from engine.methods.registry import methods
 from engine.probes.recorded import mask_of
 from engine.stats.overlap import Mask, Overlap, overlaps
 from engine.store.run_row import RunRow
@@ -142,7 +143,9 @@ def _ages(found: dict[str, Any]) -> None:
     st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Change of weights by step of selection")
 
 
-def grew(record: feed.StoredRun) -> bool:
-    """Whether a run selected its weights at more than one step."""
+def grew(row: RunRow, record: feed.StoredRun) -> bool:
+    """Whether a run selected its weights at more than one step, and for good."""
+    if not getattr(methods().get(row.method), "grows", True):
+        return False
     steps = record.selection()["step"]
     return bool(len(steps)) and steps.min() != steps.max()

@@ -82,7 +82,7 @@ def masks(moment: Moment, subject: Subject) -> None:
     left, right = st.columns([3, 2], gap="large")
     with left:
         if subject.picked:
-            missing = "This mask was too large to record entry by entry: its density cannot be shown."
+            missing = "Of this moment no mask is recorded entry by entry: it was too large, or has moved on since then."
         else:
             missing = "Click a square above to open that tensor: where in it are the selected entries?"
         _grid(making.matrix, moment, subject, missing)

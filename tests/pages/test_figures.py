@@ -133,9 +133,15 @@ def test_blocks_cover_matrices_of_any_shape():
 
 def test_entries_of_one_tensor_are_the_first_that_a_frame_counted():
     selection = {"tensor": np.array([1, 0, 1, 1]), "index": np.array([7, 3, 2, 9]), "step": np.array([0, 0, 1, 2])}
-    index, steps = entries_of(selection, 1, 2)
+    index, steps = entries_of(selection, 1, 2, 9)
     assert index.tolist() == [7, 2]
     assert steps.tolist() == [0, 1]
+
+
+def test_entries_that_came_later_are_not_in_an_earlier_mask():
+    moved = {"tensor": np.array([1, 1, 1]), "index": np.array([7, 2, 9]), "step": np.array([6, 0, 3])}
+    assert entries_of(moved, 1, 3, 3)[0].tolist() == [2, 9], "fewer than three: one has left since"
+    assert entries_of(moved, 1, 3, 6)[0].tolist() == [7, 2, 9]
 
 
 def test_growth_is_drawn_against_the_budget():

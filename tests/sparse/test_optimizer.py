@@ -133,3 +133,111 @@ def test_entries_without_any_gradient_are_counted() -> None:
     sparse.gather(0, StreamedGradient.of(torch.tensor([0.5] + [0.0] * 34)))
     sparse.step(0.01, ONE)
     assert sparse.unmoved() == 2
+
+
+def select(optimizer: SparseAdamW) -> None:
+    optimizer.add(torch.tensor([2, 0, 1, 0]), torch.tensor([5, 9, 2, 30]), step=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_anchored_entry_that_is_replaced_is_what_it_was(dtype: torch.dtype) -> None:
+    tensors, base = parameters(dtype=dtype), parameters(dtype=dtype)
+    sparse = SparseAdamW(tensors, 4, correction="entry", anchored=True, weight_decay=0.1)
+    select(sparse)
+    train(sparse, range(4), lr=0.1)
+    assert (sparse.change(torch.arange(4)) != 0).all()
+    sparse.replace(torch.tensor([1, 0]), torch.tensor([0, 1]), torch.tensor([4, 8]), step=4)
+    assert tensors[0].view(-1)[9] == base[0].view(-1)[9]
+    assert torch.equal(tensors[2], base[2])
+    train(sparse, range(4, 7), lr=0.1)
+    changed = [(own != other).flatten().nonzero().flatten().tolist() for own, other in zip(tensors, base, strict=True)]
+    assert changed == [[4, 30], [2, 8], []]
+    assert sparse.scalars() == 8
+    assert sparse.entries()["step"].tolist() == [4, 4, 0, 0]
+
+
+def test_without_an_anchor_it_stays_as_it_was_trained() -> None:
+    tensors = parameters()
+    sparse = SparseAdamW(tensors, 4, weight_decay=0.1)
+    select(sparse)
+    train(sparse, range(4))
+    trained = float(tensors[0].detach().view(-1)[9])
+    assert trained != float(parameters()[0].detach().view(-1)[9])
+    sparse.replace(torch.tensor([1]), torch.tensor([2]), torch.tensor([7]), step=4)
+    train(sparse, range(4, 9))
+    assert float(tensors[0].detach().view(-1)[9]) == trained
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_what_is_not_replaced_does_not_notice(anchored: bool) -> None:
+    alone, beside = parameters(), parameters()
+    runs = [SparseAdamW(tensors, 4, anchored=anchored) for tensors in (alone, beside)]
+    for sparse in runs:
+        select(sparse)
+        train(sparse, range(3))
+    runs[1].replace(torch.tensor([2, 0]), torch.tensor([1, 1]), torch.tensor([0, 1]), step=3)
+    for sparse in runs:
+        train(sparse, range(3, 6))
+    one, two = (sparse.state_dict() for sparse in runs)
+    for key in ("value", "m", "v"):
+        assert torch.equal(one[key][[1, 3]], two[key][[1, 3]])
+    assert torch.equal(alone[0], beside[0])
+
+
+def test_a_newcomer_goes_on_from_given_moments_as_old_as_it_is_said() -> None:
+    """Three equal gradients behind it: exactly the entry that was selected three steps ago."""
+    gradient = torch.full((11,), 0.25)
+    values = []
+    for late in (False, True):
+        tensors = [nn.Parameter(torch.ones(11))]
+        sparse = SparseAdamW(tensors, 1, correction="entry", anchored=True)
+        sparse.add(torch.tensor([0]), torch.tensor([1 if late else 6]), step=0)
+        for _ in range(3):
+            sparse.gather(0, StreamedGradient.of(gradient))
+            sparse.step(0.0, ONE)
+        if late:
+            moments = torch.tensor([0.25 * (1 - 0.9**3)]), torch.tensor([0.25**2 * (1 - 0.999**3)])
+            sparse.replace(torch.tensor([0]), torch.tensor([0]), torch.tensor([6]), 3, moments, 3)
+        sparse.gather(0, StreamedGradient.of(-gradient))
+        sparse.step(0.1, ONE)
+        values.append(float(tensors[0][6]))
+    assert values[0] != 1.0
+    assert values[1] == pytest.approx(values[0], abs=1e-6)
+
+
+def test_anchored_decay_pulls_towards_the_first_value() -> None:
+    tensors = [nn.Parameter(torch.full((3,), 2.0))]
+    sparse = SparseAdamW(tensors, 1, anchored=True, weight_decay=0.5)
+    sparse.add(torch.tensor([0]), torch.tensor([1]), step=0)
+    sparse.step(0.1, ONE)
+    assert tensors[0].tolist() == [2.0, 2.0, 2.0], "no change, nothing to pull"
+    sparse.gather(0, StreamedGradient.of(torch.full((3,), -1.0)))
+    sparse.step(0.1, ONE)
+    moved = float(tensors[0][1]) - 2.0
+    before = sparse.state_dict()
+    sparse.step(0.1, ONE)
+    step = float(0.1 / (1 - 0.9**3) * 0.9 * before["m"] / ((0.999 * before["v"] / (1 - 0.999**3)).sqrt() + 1e-8))
+    assert float(tensors[0][1]) == pytest.approx(2.0 + moved * (1 - 0.05) - step, abs=1e-6)
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_resuming_after_a_replacement_is_bit_for_bit(anchored: bool) -> None:
+    straight, resumed = parameters(), parameters()
+    first = SparseAdamW(straight, 4, correction="entry", anchored=anchored, weight_decay=0.1)
+    select(first)
+    train(first, range(3))
+    first.replace(torch.tensor([3, 0]), torch.tensor([1, 0]), torch.tensor([0, 2]), step=3)
+    train(first, range(3, 5))
+    state = {key: value.clone() for key, value in first.state_dict().items()}
+    second = SparseAdamW(resumed, 4, correction="entry", anchored=anchored, weight_decay=0.1)
+    second.load_state_dict(state)
+    if not anchored:  # what has left is its owner's to restore
+        with torch.no_grad():
+            for own, other in zip(resumed, straight, strict=True):
+                own.copy_(other)
+    for sparse in (first, second):
+        train(sparse, range(5, 8))
+        sparse.replace(torch.tensor([1]), torch.tensor([2]), torch.tensor([11]), step=8)
+        train(sparse, range(8, 10))
+    assert all(torch.equal(own, other) for own, other in zip(straight, resumed, strict=True))
+    assert all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())

@@ -27,7 +27,7 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU
 
 ON_LORA = [{"name": name, "k": 60, "on": {"name": "lora", "rank": 4}} for name in ("id3", "pafi")]
 EVERY = [settings_of(name, 300) for name, method in sorted(methods().items()) if method.captured]
-CHOOSES_ANEW = ("id3", "gmt")
+CHOOSES_ANEW = ("id3", "gmt", "spiel")
 """Which weights these take may turn on the last bit of a gradient."""
 
 

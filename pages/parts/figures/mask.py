@@ -142,10 +142,13 @@ def block_counts(index: np.ndarray, shape: tuple[int, int], block: tuple[int, in
     return np.bincount(flat, minlength=high * wide).reshape(high, wide)
 
 
-def entries_of(selection: Mapping[str, np.ndarray], tensor: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Flat positions and selection steps of one tensor's first `count` entries, in order of selection.
+def entries_of(
+    selection: Mapping[str, np.ndarray], tensor: int, count: int, done: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flat positions and selection steps of one tensor's first `count` entries selected by step `done`, in order.
 
-    With the count that a frame recorded this is the exact mask of the frame's moment.
+    With the count and the steps that a frame recorded this is the exact mask of the frame's moment,
+    or fewer entries than `count` where the mask has moved on since then.
     """
-    mine = np.flatnonzero(selection["tensor"] == tensor)[:count]
+    mine = np.flatnonzero((selection["tensor"] == tensor) & (selection["step"] <= done))[:count]
     return selection["index"][mine], selection["step"][mine]
