@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -226,7 +226,7 @@ class TunedHeads(StaticMask):
         self._model.train(was_training)
         return dict(zip(heads, (totals / len(self._examples)).tolist(), strict=True))
 
-    def _losses(self, example: dict[str, torch.Tensor], off: list[Head | None] | list[Head]) -> torch.Tensor:
+    def _losses(self, example: dict[str, torch.Tensor], off: Sequence[Head | None]) -> torch.Tensor:
         """Loss of one example with each of these heads switched off, None for no head; float64 (n,)."""
         import torch
 
@@ -244,7 +244,7 @@ class TunedHeads(StaticMask):
             found.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none").cpu())
         return torch.cat(found)
 
-    def _switches(self, off: list[Any]) -> Iterator[Any]:
+    def _switches(self, off: Sequence[Head | None]) -> Iterator[Any]:
         """Hooks that set one head's output to zero in each example of a batch."""
         import torch
 
@@ -300,7 +300,7 @@ class TunedHeads(StaticMask):
         self._examples = [examples[number] for number in sorted(examples)]
 
 
-def entries_of(row: Parameter, own: list[int], heads: int) -> torch.Tensor:
+def entries_of(row: Parameter, own: Sequence[int], heads: int) -> torch.Tensor:
     """Flat positions, ascending, of the entries of one tensor that belong to these heads of its layer."""
     import torch
 
@@ -309,4 +309,4 @@ def entries_of(row: Parameter, own: list[int], heads: int) -> torch.Tensor:
     axis = 0 if row.part == "bias" or (row.role == "o") == row.transposed else 1
     parts = 3 if row.role == "qkv" else 1
     divided = table.movedim(axis, 0).reshape(parts, heads, -1)
-    return divided[:, own].flatten().sort().values
+    return divided[:, list(own)].flatten().sort().values
