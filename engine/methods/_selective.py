@@ -134,7 +134,7 @@ class Selective(Method):
         if target > eligible:
             raise BudgetError(
                 f"{target:,} weights were asked for, but {cls.title} may select from {eligible:,} here.",
-                "Ask for at most that many" + (", or exclude less." if getattr(config, "exclude", ()) else "."),
+                "Ask for at most that many" + (", or exclude less." if config.exclude else "."),
             )
         return config.model_copy(update={"k": target})
 

@@ -158,6 +158,15 @@ class SpIEL(StaticMask):
         return architecture.linears()
 
     @classmethod
+    def fit(cls, architecture: Architecture, config: Any, target: int) -> MethodConfig:
+        """Exactly `target` selected weights, or all in the blocks' matrices where that is fewer.
+
+        Raises:
+            BudgetError: for a target below 1.
+        """
+        return super().fit(architecture, config, min(target, cls.eligible(architecture, config)))
+
+    @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
         found = super().warnings(architecture, config, steps)
         if steps <= config.window:

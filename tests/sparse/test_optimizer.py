@@ -200,7 +200,7 @@ def test_a_newcomer_goes_on_from_given_moments_as_old_as_it_is_said() -> None:
             sparse.replace(torch.tensor([0]), torch.tensor([0]), torch.tensor([6]), 3, moments, 3)
         sparse.gather(0, StreamedGradient.of(-gradient))
         sparse.step(0.1, ONE)
-        values.append(float(tensors[0][6]))
+        values.append(float(tensors[0].detach()[6]))
     assert values[0] != 1.0
     assert values[1] == pytest.approx(values[0], abs=1e-6)
 
@@ -218,6 +218,17 @@ def test_anchored_decay_pulls_towards_the_first_value() -> None:
     sparse.step(0.1, ONE)
     step = float(0.1 / (1 - 0.9**3) * 0.9 * before["m"] / ((0.999 * before["v"] / (1 - 0.999**3)).sqrt() + 1e-8))
     assert float(tensors[0][1]) == pytest.approx(2.0 + moved * (1 - 0.05) - step, abs=1e-6)
+
+
+def test_a_newcomer_does_not_take_over_a_gradient() -> None:
+    tensors = parameters()
+    sparse = SparseAdamW(tensors, 1)
+    sparse.add(torch.tensor([0]), torch.tensor([3]), step=0)
+    sparse.gather(0, StreamedGradient.of(gradients(0)[0]))
+    sparse.replace(torch.tensor([0]), torch.tensor([1]), torch.tensor([3]), step=0)
+    assert float(sparse.gradient_square()) == 0.0
+    sparse.step(0.1, ONE)
+    assert torch.equal(tensors[1], parameters()[1])
 
 
 @pytest.mark.parametrize("anchored", [False, True])
