@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from engine.errors import BudgetError, DataError, Diverged, SpecError
+from engine.methods._active import block
 from engine.methods._examples import together
 from engine.methods.contract import Method
 from engine.methods.ist import IST
 from engine.methods.lora import LoRA
 from engine.methods.pafi import PaFi
+from engine.methods.spafit import SPAFIT
+from engine.methods.subtuning import SubTuning
 from tests.methods.driver import Training, batches_of, make, weights
 from tests.tiny import architecture_of, tiny_batch, tiny_bert, tiny_llama
 
@@ -168,3 +171,129 @@ def test_ist_says_what_it_cannot_do() -> None:
     assert not IST.warnings(ARCHITECTURE, IST.Config(), 11)
     with pytest.raises(SpecError, match="cannot stand on"):
         make(PaFi, tiny_bert(), {"k": 5}, on=make(IST, tiny_bert()))
+
+
+# --- SubTuning ----------------------------------------------------------------------------------
+
+TRIALS = {"samples": 12, "trial_steps": 2, "trial_batch": 4}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_subtuning_moves_the_layers_it_chose_and_trials_leave_no_trace(base: str) -> None:
+    before = weights(BASES[base](layers=4))
+    run = training(SubTuning, 8, BASES[base], layers=2, weight_decay=0.1, **TRIALS)
+    assert all(torch.equal(value, before[name]) for name, value in weights(run.model).items())
+    method: Any = run.method
+    run.run(batches_of(8))
+    best = [min(losses, key=losses.__getitem__) for losses in method.profile]
+    assert len(set(best)) == 2
+    architecture = method.context.architecture
+    chosen = {row.name for layer in best for row in block(architecture, layer)}
+    assert method.active == chosen
+    assert moved(before, run.model) <= chosen
+    assert {row.layer for row in architecture.backbone if row.name in moved(before, run.model)} == set(best)
+
+
+def test_a_trial_is_a_short_training_of_these_layers_and_the_head() -> None:
+    """The first round's losses, computed by a plain loop on fresh models."""
+    run = training(SubTuning, 8, layers=1, **TRIALS)
+    method: Any = run.method
+    fit = [together(EXAMPLES[0:4], 0), together(EXAMPLES[4:6], 0)]
+    for layer, loss in method.profile[0].items():
+        model = tiny_bert(layers=4)
+        own = [p for name, p in model.named_parameters() if f"layer.{layer}." in name or name.startswith(HEADS)]
+        optimizer = torch.optim.AdamW(own, lr=1e-3, weight_decay=0.0)
+        for batch in fit:
+            optimizer.zero_grad()
+            model(**batch).loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            assert loss == pytest.approx(float(model(**together(EXAMPLES[6:12], 0)).loss), rel=1e-6)
+
+
+def test_the_search_is_greedy_and_counts_its_trials() -> None:
+    method: Any = make(SubTuning, tiny_bert(layers=4), {"layers": 3})
+    worth = {(2,): 1.0, (2, 0): 0.5, (2, 0, 3): 0.4}
+    steps: list[tuple[int, int]] = []
+    assert method._search(lambda layers: worth.get(tuple(layers), 2.0), lambda *at: steps.append(at)) == [2, 0, 3]
+    assert steps == [(number, 9) for number in range(1, 10)]
+
+
+def test_subtuning_resumes_and_installs_bit_for_bit() -> None:
+    assert_resumes(SubTuning, 5, layers=2, **TRIALS)
+    run = training(SubTuning, layers=2, **TRIALS).run(batches_of(12))
+    model = tiny_bert(layers=4)
+    method = make(SubTuning, model, {"layers": 2})
+    method.attach(model)
+    method.install(run.method.result())
+    assert not moved(weights(run.model), model)
+
+
+def test_subtuning_says_what_it_cannot_do() -> None:
+    model = tiny_bert(layers=4)
+    method = make(SubTuning, model)
+    with pytest.raises(DataError, match="cannot be divided"):
+        method.score_pass(method.attach(model), EXAMPLES[:1], lambda done, total: None)
+    one = sum(row.size for row in block(ARCHITECTURE, 0))
+    assert SubTuning.fit(ARCHITECTURE, SubTuning.Config(), 3 * one).layers == 3  # type: ignore[attr-defined]
+    with pytest.raises(BudgetError, match=f"{one:,}"):
+        SubTuning.fit(ARCHITECTURE, SubTuning.Config(), one - 1)
+
+
+# --- SPAFIT -------------------------------------------------------------------------------------
+
+GROUPS = {"biases_from": 0.25, "adapters_from": 0.5}
+
+
+def test_three_groups_are_frozen_nudged_and_adapted() -> None:
+    before = weights(tiny_bert(layers=4))
+    run = training(SPAFIT, steps=8, weight_decay=0.1, **GROUPS).run(batches_of(8))
+    after = run.method.merged(run.model)
+    found = moved(before, after)
+    rows = {row.name: row for row in ARCHITECTURE.backbone}
+    by_layer = {layer: {name for name in found if rows[name].layer == layer} for layer in range(-1, 5)}
+    assert by_layer[-1] == by_layer[0] == by_layer[4] == set()
+    assert by_layer[1]
+    assert all(rows[name].part == "bias" for name in by_layer[1])
+    for layer in (2, 3):
+        assert {rows[name].role for name in by_layer[layer] if rows[name].part == "weight"} == {"q", "v"}
+        biases = {rows[name].role for name in by_layer[layer] if rows[name].part == "bias"}
+        assert {"up", "down", "o", "norm_1"} <= biases
+        assert not biases & {"q", "v"}
+    for name, row in rows.items():
+        change = run.method.delta(row, before[name])
+        assert (change is not None and bool(change.any())) == (name in found)
+        if change is not None:
+            torch.testing.assert_close(before[name] + change, dict(after.named_parameters())[name])
+
+
+def test_a_budget_of_spafit_sets_ranks_beside_the_biases() -> None:
+    config = SPAFIT.Config(**GROUPS)
+    biases = sum(row.size for row in SPAFIT.biases_of(ARCHITECTURE, config))
+    per_rank = 4 * 64  # two matrices of 32 by 32 in each of two layers
+    fitted: Any = SPAFIT.fit(ARCHITECTURE, config, biases + 3 * per_rank + 64)
+    assert fitted.rank == 3
+    assert SPAFIT.size(ARCHITECTURE, fitted) == biases + 3 * per_rank + 64
+    with pytest.raises(BudgetError, match=f"{biases + per_rank:,}"):
+        SPAFIT.fit(ARCHITECTURE, config, biases + per_rank - 1)
+
+
+def test_spafit_resumes_and_installs_bit_for_bit() -> None:
+    assert_resumes(SPAFIT, 5, **GROUPS)
+    run = training(SPAFIT, **GROUPS).run(batches_of(12))
+    model = tiny_bert(layers=4)
+    method = make(SPAFIT, model, GROUPS)
+    method.attach(model)
+    method.install(run.method.result())
+    assert not moved(weights(run.model), model)
+
+
+def test_spafit_without_biases_or_with_one_layer() -> None:
+    llama = architecture_of(tiny_llama(layers=4))
+    assert "no biases" in SPAFIT.warnings(llama, SPAFIT.Config(), 10)[-1]
+    assert {row.layer for row in SPAFIT.trainables(llama, SPAFIT.Config(**GROUPS))} == {2, 3}
+    single = architecture_of(tiny_bert(layers=1))
+    assert SPAFIT.borders(single, SPAFIT.Config(biases_from=1, adapters_from=1)) == (0, 0)
+    assert SPAFIT.targets_of(single, SPAFIT.Config())
+    with pytest.raises(ValueError, match="follow each other"):
+        SPAFIT.Config(biases_from=0.6, adapters_from=0.5)
