@@ -18,6 +18,7 @@ from engine.methods.contract import Method
 from engine.methods.ist import IST
 from engine.methods.lora import LoRA
 from engine.methods.pafi import PaFi
+from engine.methods.rdp import RdpLoRA, tolerances
 from engine.methods.spafit import SPAFIT
 from engine.methods.subtuning import SubTuning
 from tests.methods.driver import Training, batches_of, make, weights
@@ -297,3 +298,105 @@ def test_spafit_without_biases_or_with_one_layer() -> None:
     assert SPAFIT.targets_of(single, SPAFIT.Config())
     with pytest.raises(ValueError, match="follow each other"):
         SPAFIT.Config(biases_from=0.6, adapters_from=0.5)
+
+
+# --- RDP LoRA -----------------------------------------------------------------------------------
+
+PATH = np.random.default_rng(3).normal(size=(12, 5)).cumsum(0)
+
+
+def simplified(points: np.ndarray, epsilon: float) -> list[int]:
+    """The textbook recursion with a tolerance: indices of the points that stay."""
+
+    def distance(index: int, first: int, last: int) -> float:
+        line = points[last] - points[first]
+        share = min(1.0, max(0.0, float((points[index] - points[first]) @ line / (line @ line))))
+        return float(np.linalg.norm(points[index] - points[first] - share * line))
+
+    def between(first: int, last: int) -> list[int]:
+        far = max(range(first + 1, last), key=lambda index: distance(index, first, last), default=None)
+        if far is None or distance(far, first, last) <= epsilon:
+            return []
+        return [*between(first, far), far, *between(far, last)]
+
+    return [0, *between(0, len(points) - 1), len(points) - 1]
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.5, 1.0, 1.5, 2.0, 3.0, 10.0])
+def test_tolerances_are_those_of_the_textbook_algorithm(epsilon: float) -> None:
+    stays = np.flatnonzero(tolerances(PATH) > epsilon).tolist()
+    assert stays == simplified(PATH, epsilon)
+
+
+def test_a_straight_path_has_ends_only_and_turning_it_changes_nothing() -> None:
+    straight = np.outer(np.arange(6.0), [1.0, 2.0, -1.0])
+    assert np.abs(tolerances(straight)[1:-1]).max() < 1e-12
+    assert np.abs(tolerances(np.ones((4, 3)))[1:-1]).max() == 0
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
+    np.testing.assert_allclose(tolerances(PATH @ rotation + 7.0), tolerances(PATH))
+    np.testing.assert_allclose(tolerances(3 * PATH), 3 * tolerances(PATH))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_path_is_that_of_the_base_models_hidden_states(base: str) -> None:
+    method: Any = training(RdpLoRA, 4, BASES[base], samples=5).method
+    model = BASES[base](layers=4)
+    states: list[Any] = []
+    with torch.no_grad():
+        for example in EXAMPLES[:5]:
+            states.append(torch.stack(model(**example, output_hidden_states=True).hidden_states)[:, 0])
+    mean = torch.cat(states, 1).double().mean(1).numpy()
+    known = slice(0, 4 if base == "llama" else 5)  # a Llama's last one is given out after its final norm
+    np.testing.assert_allclose(method.polyline.points[known], mean[known], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("last", [True, False])
+def test_only_the_chosen_layers_have_adapters_and_move(base: str, last: bool) -> None:
+    before = weights(BASES[base](layers=4))
+    run = training(RdpLoRA, 6, BASES[base], layers=2, last=last, weight_decay=0.1)
+    method: Any = run.method
+    line = method.polyline
+    assert len(line.layers) == 2
+    assert (3 in line.layers) == last
+    others = set(range(3)) - set(line.layers)
+    assert min(line.tolerance[layer + 1] for layer in line.layers) >= max(line.tolerance[layer + 1] for layer in others)
+    run.run(batches_of(6))
+    architecture = method.context.architecture
+    targets = {row.name: row for row in method.targets_of(architecture, method.config)}
+    found = moved(before, method.merged(run.model))
+    assert found == {name for name, row in targets.items() if row.layer in line.layers}
+    assert {
+        name for name in before if (row := targets.get(name)) and method.delta(row, before[name]) is not None
+    } == found
+    assert method.kept() == RdpLoRA.size(architecture, method.config)
+    assert sum("lora_A" in name for name in weights(run.model)) == 4
+
+
+def test_rdp_resumes_installs_and_exports(tmp_path: Any) -> None:
+    from peft import PeftModel
+
+    assert_resumes(RdpLoRA, 5, layers=2)
+    run = training(RdpLoRA, layers=2).run(batches_of(12))
+    model = tiny_bert(layers=4)
+    method: Any = make(RdpLoRA, model, {"layers": 2})
+    model = method.attach(model)
+    method.install(run.method.result())
+    assert not moved(weights(run.model), model)
+    run.method.save_peft(run.model, tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_bert(layers=4), str(tmp_path)).eval()
+    assert sum("lora_A" in name for name, _ in loaded.named_parameters()) == 4
+    run.model.eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(**tiny_batch()).logits, run.model(**tiny_batch()).logits)
+
+
+def test_a_budget_of_rdp_is_met_by_ranks() -> None:
+    config = RdpLoRA.Config(layers=2)
+    per_rank = 2 * 2 * 64
+    fitted: Any = RdpLoRA.fit(ARCHITECTURE, config, 3 * per_rank + 128)
+    assert RdpLoRA.size(ARCHITECTURE, fitted) == 3 * per_rank + 128
+    assert RdpLoRA.size(ARCHITECTURE, RdpLoRA.Config(layers=9)) == LoRA.size(ARCHITECTURE, LoRA.Config())
+    assert "all of them" in RdpLoRA.warnings(ARCHITECTURE, RdpLoRA.Config(layers=9), 5)[-1]
+    with pytest.raises(BudgetError, match=f"{per_rank:,}"):
+        RdpLoRA.fit(ARCHITECTURE, config, per_rank - 1)
