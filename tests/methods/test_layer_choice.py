@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 from engine.errors import BudgetError, DataError, Diverged, SpecError
 from engine.methods._active import block
 from engine.methods._examples import together
+from engine.methods.cofitune import CoFiTune, standing_out
 from engine.methods.contract import Method
 from engine.methods.ist import IST
 from engine.methods.lora import LoRA
@@ -21,8 +23,13 @@ from engine.methods.pafi import PaFi
 from engine.methods.rdp import RdpLoRA, tolerances
 from engine.methods.spafit import SPAFIT
 from engine.methods.subtuning import SubTuning
+from engine.store.runs import Runs
+from engine.training.build import Caches
+from engine.training.run import run_job
 from tests.methods.driver import Training, batches_of, make, weights
+from tests.small import spec_data
 from tests.tiny import architecture_of, tiny_batch, tiny_bert, tiny_llama
+from tests.training.test_run import StopAt, series, submit
 
 EXAMPLES = batches_of(24, size=1)
 BASES = {"bert": tiny_bert, "llama": tiny_llama}
@@ -400,3 +407,99 @@ def test_a_budget_of_rdp_is_met_by_ranks() -> None:
     assert "all of them" in RdpLoRA.warnings(ARCHITECTURE, RdpLoRA.Config(layers=9), 5)[-1]
     with pytest.raises(BudgetError, match=f"{per_rank:,}"):
         RdpLoRA.fit(ARCHITECTURE, config, per_rank - 1)
+
+
+# --- CoFiTune -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("soft", ["gradient", "update", "off"])
+def test_only_the_range_moves_and_factors_are_shares(base: str, soft: str) -> None:
+    before = weights(BASES[base](layers=4))
+    run = training(CoFiTune, 6, BASES[base], soft=soft, start=0.25, end=0.75, weight_decay=0.1, samples=6)
+    assert not moved(before, run.model)
+    method: Any = run.method
+    factors = torch.cat(list(method.factors.values()))
+    assert 0 <= float(factors.min()) < float(factors.max()) <= 1
+    run.run(batches_of(6))
+    rows = {row.name: row for row in method.context.architecture.backbone}
+    found = {(rows[name].layer, rows[name].role) for name in moved(before, run.model)}
+    assert found == {(layer, role) for layer in (1, 2) for role in ("up", "down")}
+
+
+def test_a_unit_stands_out_by_its_distance_from_the_mean() -> None:
+    assert standing_out(torch.full((5,), 0.3)).abs().max() == 0
+    found = standing_out(torch.tensor([0.0, 0.0, 0.0, 4.0]))
+    torch.testing.assert_close(found, torch.tensor([1 / 3**0.5] * 3 + [3**0.5]).tanh())
+
+
+def test_a_damped_update_is_the_plain_one_times_the_factor_and_adamw_undoes_a_damped_gradient() -> None:
+    base = weights(tiny_bert(layers=4))
+
+    def change(soft: str) -> tuple[Any, dict[str, torch.Tensor]]:
+        run = training(CoFiTune, 1, soft=soft, samples=6).run(batches_of(1))
+        return run.method, {name: value - base[name] for name, value in weights(run.model).items()}
+
+    method, damped = change("update")
+    plain, gradient = change("off")[1], change("gradient")[1]
+    name = "bert.encoder.layer.1.intermediate.dense.weight"
+    factor = method.factors["bert.encoder.layer.1.intermediate.dense"][:, None]
+    torch.testing.assert_close(damped[name], plain[name] * factor, rtol=1e-4, atol=1e-7)
+    strong = (factor > 0.1).expand_as(plain[name]) & (plain[name].abs() > 4.99e-3)
+    assert strong.any()
+    torch.testing.assert_close(gradient[name][strong], plain[name][strong], rtol=0.02, atol=0)
+
+
+def test_a_damped_gradient_is_the_rows_own_times_its_factor() -> None:
+    run = training(CoFiTune, samples=6)
+    method: Any = run.method
+    run.model(**tiny_batch()).loss.backward()
+    before = {name: parameter.grad.clone() for name, parameter in method.parameters()}
+    method.before_step(0)
+    for name, parameter in method.parameters():
+        factor = method.factors[name.rpartition(".")[0]]
+        assert torch.equal(parameter.grad, before[name] * (factor[:, None] if parameter.ndim == 2 else factor))
+
+
+def test_cofitune_resumes_bit_for_bit_and_fits_whole_layers() -> None:
+    for soft in ("gradient", "update"):
+        assert_resumes(CoFiTune, 5, soft=soft, samples=6)
+    config: Any = CoFiTune.Config()
+    one = CoFiTune.size(ARCHITECTURE, config)
+    assert CoFiTune.layers_of(ARCHITECTURE, config) == range(1, 2)
+    assert CoFiTune.size(ARCHITECTURE, CoFiTune.fit(ARCHITECTURE, config, 2 * one + 5)) == 2 * one
+    assert CoFiTune.size(ARCHITECTURE, CoFiTune.fit(ARCHITECTURE, config, 10**9)) == 3 * one
+    with pytest.raises(BudgetError, match=f"{one:,}"):
+        CoFiTune.fit(ARCHITECTURE, config, one - 1)
+    assert "one layer" in CoFiTune.warnings(ARCHITECTURE, CoFiTune.Config(start=0.5, end=0.2), 5)[0]
+
+
+# --- whole runs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "ist", "interval": 3},
+        {"name": "subtuning", "layers": 1, "samples": 16, "trial_steps": 2},
+        {"name": "spafit", "rank": 2},
+        {"name": "rdp_lora", "layers": 1, "rank": 2},
+        {"name": "cofitune", "samples": 8},
+    ],
+    ids=lambda method: method["name"],
+)
+def test_a_whole_run_that_was_stopped_goes_on_bit_for_bit(
+    home: Path, small: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
+    runs, caches, data = Runs(home), Caches(), spec_data(small, method, lr=0.01, steps=12)
+    straight, stopped = submit(home, data), submit(home, data)
+    assert run_job(home, straight, caches) == "finished", runs.get(straight).error
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.training.run.RowControl", lambda runs, run_id: StopAt(runs, run_id, 7, "keep"))
+        assert run_job(home, stopped, caches) == "stopped", runs.get(stopped).error
+    runs.resume(stopped, "test")
+    assert runs.claim(stopped, "here", {"pid": 0})
+    assert run_job(home, stopped, caches) == "finished", runs.get(stopped).error
+    for key in ("train/loss", "gradient/norm", "validation/loss"):
+        assert series(home, straight)[key] == series(home, stopped)[key]
