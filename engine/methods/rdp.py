@@ -91,7 +91,6 @@ class RdpLoRA(ActiveTensors, LoRA):
 
     name = "rdp_lora"
     title = "RDP LoRA"
-    family = "reparameterised"
     paper = Paper(
         title="RDP LoRA: Geometry-Driven Identification for Parameter-Efficient Adaptation in Large Language Models",
         authors="Celebi et al.",
