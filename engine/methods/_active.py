@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from engine.errors import BudgetError
-from engine.methods.contract import Context, Method, MethodConfig, largest
+from engine.methods.contract import Context, Family, Method, MethodConfig, largest
 from engine.models.architecture import Architecture, Parameter
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class OwnAdamW:
 class ActiveTensors(Method):
     """Trains the tensors named by the last call of `activate`, by AdamW."""
 
-    family = "selective"
+    family: ClassVar[Family] = "selective"
     views: ClassVar[tuple[str, ...]] = ("change",)
     steady = False
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from engine.errors import SpecError
-from engine.methods.contract import Method, MethodConfig
+from engine.methods.contract import Family, Method, MethodConfig
 from engine.models.architecture import LINEAR_ROLES, Architecture, Parameter
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class AdapterConfig(MethodConfig):
 class PeftMethod(Method):
     """A method whose layers are peft's."""
 
-    family = "reparameterised"
+    family: ClassVar[Family] = "reparameterised"
     export_formats: ClassVar[tuple[str, ...]] = ("peft", "merged")
 
     @classmethod
