@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from engine.errors import SpecError
-from engine.methods.contract import Method, MethodConfig
+from engine.methods.contract import Family, Method, MethodConfig
 from engine.models.architecture import LINEAR_ROLES, Architecture, Parameter
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class AdapterConfig(MethodConfig):
 class PeftMethod(Method):
     """A method whose layers are peft's."""
 
-    family = "reparameterised"
+    family: ClassVar[Family] = "reparameterised"
     export_formats: ClassVar[tuple[str, ...]] = ("peft", "merged")
 
     @classmethod
@@ -148,7 +148,7 @@ class PeftMethod(Method):
         config = copy.copy(self.peft.peft_config[ADAPTER])
         config.task_type = "SEQ_CLS"
         config.modules_to_save = heads
-        config.target_modules = sorted(row.module for row in self.targets_of(self.context.architecture, self.config))
+        config.target_modules = sorted(name.rpartition(".")[0] for name in self._layers)
         config.inference_mode = True
         config.base_model_name_or_path = ""  # a folder of this machine would mean nothing elsewhere
         folder.mkdir(parents=True, exist_ok=True)
