@@ -171,6 +171,10 @@ class SparseAdamW:
         """`tensor`, `index` and `step` of the selected entries, int32 (count,), in order of selection."""
         return {key: column[: self.count] for key, column in self._where.items()}
 
+    def since(self, known: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values and gathered gradients, fp32, of all entries after the first `known`."""
+        return self._values["value"][known : self.count], self._values["gradient"][known : self.count]
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything a resume needs: the arena up to its filled part, and the step counter."""
         columns = {**self._where, **self._values}
