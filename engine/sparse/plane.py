@@ -46,5 +46,5 @@ class PlaneCounts:
 
 
 def lowest_score(weight: torch.Tensor, gradient: torch.Tensor, power: float, exp: float, eps: float) -> float:
-    """The lowest score among some weights, fp32 (n,): the threshold, when these are the chosen ones; n is at least 1."""
+    """The lowest score among weights, fp32 (n,) with n at least 1: the threshold, when these are the chosen ones."""
     return float(d3(gradient, weight, power, exp, eps).min())

@@ -117,7 +117,7 @@ def plane(moment: Moment, subject: Subject) -> None:
     if about and not about["sees"]:
         st.info(
             "This run's steps were captured as CUDA graphs, in which nobody can look at a gradient: there is no "
-            "picture of them. Launch it with execution set to eager to see the plane while it trains.",
+            "picture of them. To see the plane while it trains, launch it again with *Step execution* on *padded*.",
             icon=":material/visibility_off:",
         )
     if found is None:

@@ -115,8 +115,10 @@ def _sentence(plane: Plane) -> str:
         shown += f" {counts['new']:,} of the latter were chosen in this step."
     if plane.boundary is None:
         return f"{shown} No single line parts them: this method does not rank all weights together."
+    if plane.threshold is None and not plane.boundary["power"]:
+        return f"{shown} No boundary: all chosen weights are exactly 0."
     if plane.threshold is None:
-        if plane.boundary["moment"] == "start" and plane.boundary["power"] and not plane.examples:
+        if plane.boundary["moment"] == "start" and not plane.examples:
             return f"{shown} The boundary was drawn in gradients before training: it stands in the first frame."
         return f"{shown} No boundary: nothing was chosen by score in this step."
     return f"{shown} The boundary is where the last chosen weight lies."
