@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from engine.cli import listing, models, running
+from engine.cli import inside, listing, models, running
 from engine.errors import EngineError
 
 Command = Callable[[argparse.Namespace], int]
@@ -135,6 +135,11 @@ def _add_results(commands: Commands) -> None:
     export.add_argument("--to", required=True, metavar="FILE")
     overlap = _add(commands, "overlap", running.overlap, "Say how far the masks of runs agree, and how far by lot.")
     overlap.add_argument("run", nargs="+")
+    plane = _add(commands, "plane", inside.plane, "Say where chosen and other weights lie by value and gradient.")
+    plane.add_argument("run")
+    plane.add_argument("--step", type=int, help="the newest recorded moment not after this step; the last by default")
+    layers = _add(commands, "layers", inside.layers, "Say which layers a run trained, over its steps.")
+    layers.add_argument("run")
     budgets = _add(commands, "budgets", running.budgets, "Measure one run of ID3 at ten sizes of its mask.")
     budgets.add_argument("run")
     budgets.add_argument("--write", metavar="FOLDER", help="write each size as a delta")

@@ -26,6 +26,8 @@ POINTS = 240
 """Points kept of each curve."""
 FRAMES = 80
 """Frames kept of each kind."""
+WHOLE = ("layers",)
+"""Kinds of which every frame counts, because each holds until the next."""
 EXACT_ENTRIES = 60_000
 """Masks of up to this many entries are recorded entry by entry; of larger ones the counts alone."""
 
@@ -206,9 +208,9 @@ def _curve(steps: np.ndarray, values: np.ndarray) -> dict[str, Any]:
 
 
 def _frames(reader: Any, kind: str) -> dict[str, Any]:
-    """All frames of a kind, thinned evenly, as stacks over steps."""
+    """All frames of a kind, thinned evenly if they may be, as stacks over steps."""
     steps = [step for _, step in reader.frame_index(kind)]
-    if len(steps) > FRAMES:
+    if len(steps) > FRAMES and kind not in WHOLE:
         places = np.unique(np.linspace(0, len(steps) - 1, FRAMES).round().astype(int))
         steps = [steps[place] for place in places]
     found = [frame for step in steps if (frame := reader.frame(kind, step=step)) is not None]

@@ -86,7 +86,7 @@ class ActiveTensors(Method):
     """Trains the tensors named by the last call of `activate`, by AdamW."""
 
     family: ClassVar[Family] = "selective"
-    views: ClassVar[tuple[str, ...]] = ("change",)
+    views: ClassVar[tuple[str, ...]] = ("layers", "change")
     steady = False
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
@@ -142,6 +142,9 @@ class ActiveTensors(Method):
         return self.optimizer.scalars()
 
     # --- observation -----------------------------------------------------------------------
+
+    def active_now(self) -> frozenset[str] | None:
+        return self.active
 
     def kept(self) -> int | None:
         """All that has ever been active may differ from the base."""

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from engine.errors import DataError
 from engine.methods._selective import StaticMask
-from engine.methods.contract import Batches, MethodConfig
+from engine.methods.contract import Batches, Choice, MethodConfig
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,7 @@ class GradientScored(StaticMask):
     """
 
     scores_first: ClassVar[bool] = True
+    _choice: Choice | None = None
 
     @classmethod
     def warnings(cls, architecture: Any, config: Any, steps: int) -> list[str]:
@@ -60,11 +61,43 @@ class GradientScored(StaticMask):
 
         config: Any = self.config
         draws = torch.Generator().manual_seed(self.context.method_seed)
+        examples = 0
 
         def add(batch: dict[str, torch.Tensor], totals: list[torch.Tensor]) -> None:
+            nonlocal examples
+            examples += 1
             self.add_example(model, batch, totals, draws)
 
-        self.choose_by(add_up(model, self._tensors, batches, config.samples, progress, add))
+        totals = add_up(model, self._tensors, batches, config.samples, progress, add)
+        self.choose_by(totals)
+        self._choice = self._seen(totals, examples)
+
+    def squares(self) -> bool:
+        """Whether what is added up are squares of gradients, and not the gradients with their signs."""
+        return False
+
+    def choice(self) -> Choice | None:
+        return self._choice
+
+    def _seen(self, totals: list[torch.Tensor], examples: int) -> Choice:
+        """All eligible and all chosen weights by value and gradient, before anything is trained."""
+        import torch
+
+        from engine.sparse.plane import PlaneCounts, lowest_score
+
+        device = totals[0].device if totals else torch.device("cpu")
+        every, chosen, lowest, line = PlaneCounts(device), PlaneCounts(device), [], self.boundary()
+        for number, total in enumerate(totals):
+            mean = total.clamp(min=0).div_(examples).sqrt_() if self.squares() else total.abs().div_(examples)
+            weight = self._tensors[number].detach().reshape(-1).float()
+            every.add(weight, mean)
+            if (index := self.sparse.selected(number)) is not None:
+                chosen.add(weight[index], mean[index])
+                if line is not None:
+                    lowest.append(lowest_score(weight[index], mean[index], line.power, line.exp, line.eps))
+        table = chosen.table()
+        threshold = min(lowest) if lowest else None
+        return Choice(every.table() - table, table, threshold, examples, self.squares())
 
     def add_example(
         self, model: nn.Module, batch: dict[str, torch.Tensor], totals: list[torch.Tensor], draws: torch.Generator

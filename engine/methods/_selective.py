@@ -67,7 +67,7 @@ class Selective(Method):
     """Base of the methods that train k single weights with state for these k only."""
 
     family = "selective"
-    views: ClassVar[tuple[str, ...]] = ("mask", "change")
+    views: ClassVar[tuple[str, ...]] = ("mask", "plane", "change")
     composes = True
     export_formats: ClassVar[tuple[str, ...]] = ("delta", "merged")
     Config: ClassVar[type[MethodConfig]] = SelectiveConfig
@@ -238,6 +238,9 @@ class Selective(Method):
     def selection(self) -> Selection:
         entries = {key: column.cpu().numpy().copy() for key, column in self.sparse.entries().items()}
         return Selection(self.rows, entries["tensor"], entries["index"], entries["step"])
+
+    def newest(self, known: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.sparse.since(known)
 
     def delta(self, weight: Parameter, base: torch.Tensor) -> torch.Tensor | None:
         if self.inner is not None:

@@ -134,6 +134,41 @@ class Ranks:
     final_budget: int
 
 
+@dataclass(frozen=True)
+class Boundary:
+    """Chosen are the weights with ``|gradient|^power / (|weight| + eps)^exp`` at or above one threshold.
+
+    With power 0 it looks at weights alone, with exp 0 at gradients alone.
+
+    Attributes:
+        power, exp, eps: of that score.
+        moment: whether all are chosen before the first step, or some at every step.
+    """
+
+    power: float
+    exp: float
+    eps: float = 0.0
+    moment: Literal["start", "step"] = "start"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a scoring phase saw when it chose, as counts over |weight| and |gradient|.
+
+    Attributes:
+        rest, chosen: int64 tables of `engine.sparse.plane`.
+        threshold: of the method's boundary; None where it has none.
+        examples: how many were looked at.
+        squared: whether the gradient is the root of the mean square over them, or else the size of their mean.
+    """
+
+    rest: np.ndarray
+    chosen: np.ndarray
+    threshold: float | None
+    examples: int
+    squared: bool
+
+
 TUNED_BY = (
     "mean validation accuracy of at least two seeds on Rotten Tomatoes with MiniLM (700 steps, batch 32, H200, TF32)"
 )
@@ -164,7 +199,7 @@ class Method:
     notes: ClassVar[str] = ""
     """Which source is followed where paper, lecture and code differ; how papers count parameters."""
     views: ClassVar[tuple[str, ...]] = ("change",)
-    """Inside views this method feeds: ``mask``, ``rank``, ``change``, ``bias``."""
+    """Inside views this method feeds: ``mask``, ``plane``, ``layers``, ``rank``, ``change``, ``bias``."""
     demonstrations: ClassVar[tuple[str, ...]] = ()
     """What its card can measure on a real model: ``divergence``."""
     composes: ClassVar[bool] = False
@@ -265,6 +300,10 @@ class Method:
         """
         raise NotImplementedError(type(self).__name__)
 
+    def ranked(self) -> Sequence[tuple[str, nn.Parameter]]:
+        """Tensors whose whole gradients it compares in `before_step`, where it sets those it does not choose to 0."""
+        return ()
+
     def before_step(self, step: int) -> None:
         """After the backward pass of step `step` (from 0), before clipping and updates."""
 
@@ -295,6 +334,22 @@ class Method:
     def unmoved(self) -> int:
         """Selected entries that have received no gradient so far; 0 where nothing is selected one by one."""
         return 0
+
+    def newest(self, known: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values and gradients, fp32, of all entries selected after the first `known`; right after `before_step`."""
+        raise NotImplementedError(type(self).__name__)
+
+    def boundary(self) -> Boundary | None:
+        """The line between chosen and other weights; None where no single line in the plane parts them."""
+        return None
+
+    def choice(self) -> Choice | None:
+        """What its scoring phase saw, where it looked at gradients."""
+        return None
+
+    def active_now(self) -> frozenset[str] | None:
+        """Names of the tensors that train just now, for methods that train whole tensors in turns."""
+        return None
 
     def kept(self) -> int | None:
         """Scalars that the finished method keeps, where that is known only at the end; else None."""

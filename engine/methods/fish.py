@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engine.methods._scored import GradientScored, ScoringConfig
 from engine.methods._selective import SelectiveConfig
-from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, Boundary, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
 
 if TYPE_CHECKING:
@@ -90,6 +90,12 @@ class FishMask(GradientScored):
     )
     Config: ClassVar[type[MethodConfig]] = FishConfig
     demonstrations = ("divergence",)
+
+    def squares(self) -> bool:
+        return True
+
+    def boundary(self) -> Boundary:
+        return Boundary(1, 0)
 
     def add_example(
         self, model: nn.Module, batch: dict[str, torch.Tensor], totals: list[torch.Tensor], draws: torch.Generator

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engine.errors import BudgetError, Diverged, RunFailed
 from engine.methods._active import ActiveTensors, OwnAdamW
-from engine.methods.contract import Context, LearningRate, Method, MethodConfig, Paper
+from engine.methods.contract import Boundary, Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
@@ -91,6 +91,7 @@ class GMT(ActiveTensors):
         "weights moved in the end."
     )
     Config: ClassVar[type[MethodConfig]] = GmtConfig
+    views = ("plane", "change")
     captured = "gradients"
     not_capturable = "Every step ranks all gradients, tensor by tensor, and looks at the result."
 
@@ -142,6 +143,13 @@ class GMT(ActiveTensors):
         self.activate([row.name for row in self.rows])
         self._ever = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in self._tensors.items()}
         return model
+
+    def ranked(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self._tensors.items())
+
+    def boundary(self) -> Boundary | None:
+        config: Any = self.config
+        return Boundary(1, 0, moment="step") if config.scope == "global" else None
 
     def before_step(self, step: int) -> None:
         """Keep the largest gradients."""

@@ -9,7 +9,16 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from engine.methods._selective import Selective, SelectiveConfig
-from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, Context, LearningRate, Method, MethodConfig, Paper
+from engine.methods.contract import (
+    TUNED_BY,
+    TUNED_ON_NANO,
+    Boundary,
+    Context,
+    LearningRate,
+    Method,
+    MethodConfig,
+    Paper,
+)
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
 
@@ -297,6 +306,12 @@ class ID3(Selective):
         settings: Any = self.config
         every, self._square = self._square, None
         return self.sparse.gradient_square() if settings.clip_scope == "selected" or every is None else every
+
+    # --- observation -------------------------------------------------------------------------
+
+    def boundary(self) -> Boundary:
+        settings: Any = self.config
+        return Boundary(settings.p, settings.exp, settings.eps, "step")
 
     # --- state -------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.methods._selective import StaticMask
-from engine.methods.contract import LearningRate, Paper
+from engine.methods.contract import Boundary, LearningRate, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
 
@@ -70,6 +70,9 @@ class LargestMagnitude(StaticMask):
                 "zero: nothing but the head will learn."
             )
         return found
+
+    def boundary(self) -> Boundary:
+        return Boundary(0, -1)
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Rank all magnitudes and select the k largest."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from engine.methods._selective import SelectiveConfig, StaticMask
-from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, Boundary, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
 
@@ -103,6 +103,10 @@ class PaFi(StaticMask):
                 "so that PaFi's choice among them means nothing."
             )
         return found
+
+    def boundary(self) -> Boundary | None:
+        config: Any = self.config
+        return Boundary(0, 1) if config.scope == "global" else None
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Rank all magnitudes and select the k smallest."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engine.methods._scored import GradientScored, ScoringConfig
 from engine.methods._selective import SelectiveConfig
-from engine.methods.contract import LearningRate, MethodConfig, Paper
+from engine.methods.contract import Boundary, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
 
@@ -97,6 +97,17 @@ class Speft(GradientScored):
                 "the choice means nothing and perhaps nothing but the head learns."
             ]
         return super().warnings(architecture, config, steps)
+
+    def squares(self) -> bool:
+        config: Any = self.config
+        return bool(config.score == "fisher")
+
+    def boundary(self) -> Boundary | None:
+        """A product of weight and gradient falls off along a slanted line; one with its sign along none."""
+        config: Any = self.config
+        if config.scope == "tensor" or config.score == "skeleton":
+            return None
+        return Boundary(1, -1 if config.score in ("saliency", "taylor") else 0)
 
     def add_example(
         self, model: nn.Module, batch: dict[str, torch.Tensor], totals: list[torch.Tensor], draws: torch.Generator

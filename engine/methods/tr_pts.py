@@ -102,6 +102,9 @@ class TrPts(GradientScored):
         """What rounding to whole numbers per neuron has left of the budget."""
         return self.sparse.count or None
 
+    def squares(self) -> bool:
+        return True
+
     def add_example(
         self, model: nn.Module, batch: dict[str, torch.Tensor], totals: list[torch.Tensor], draws: torch.Generator
     ) -> None:

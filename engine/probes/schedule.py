@@ -1,4 +1,4 @@
-"""When frames are taken, and which of them can afford the costly probe. Plain arithmetic, no torch."""
+"""When frames are taken, and which of them can afford the costly probes. Plain arithmetic, no torch."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def frame_steps(steps: int) -> tuple[int, ...]:
 class FrameSchedule:
     """Decides, step by step, which probes run.
 
-    Cheap probes (counts, ranks, scalars) run at every frame. The costly one (change of every
-    matrix) runs at the first and at the last frame, and between them whenever the time spent on
-    all probes, with its own last cost, stays under an allowance that grows evenly over the run. A
-    run too short to afford more thus ends with a few change frames, spread over its length.
+    Cheap probes (counts, ranks, scalars) run at every frame. A costly one (change of every matrix,
+    gradients of all weights) runs at its first and at the last frame, and between them whenever the
+    time spent on all probes, with its own last cost, stays under an allowance that grows evenly over
+    the run. A run too short to afford more thus ends with a few such frames, spread over its length.
 
     Args:
         steps: steps of the run.
@@ -40,28 +40,29 @@ class FrameSchedule:
         self._share = share
         self._floor = floor
         self._due = frozenset(frame_steps(steps))
-        self._cost: float | None = None
+        self._costs: dict[str, float] = {}
 
     def due(self, done: int) -> bool:
         """Whether a frame is taken after `done` steps."""
         return done in self._due
 
-    def affords_change(self, done: int, trained: float) -> bool:
-        """Whether the costly probe runs in the frame after `done` steps.
+    def affords(self, probe: str, done: int, trained: float) -> bool:
+        """Whether a costly probe runs in the frame after `done` steps.
 
         Args:
+            probe: its name.
             done: steps done.
             trained: seconds of training so far, probes apart.
         """
-        if self._cost is None or done == self.steps:
+        if probe not in self._costs or done == self.steps:
             return True
-        # Twice the cost: the last frame's is set aside. The allowance grows with the run, so that
-        # the frames are spread over it, and never passes the larger of share and floor.
+        # Beside its own cost, those of all in the last frame are set aside. The allowance grows with the run,
+        # so that the frames are spread over it, and never passes the larger of share and floor.
         allowance = max(self._floor * done / self.steps, self._share * trained)
-        return self.spent + 2 * self._cost <= allowance
+        return self.spent + self._costs[probe] + sum(self._costs.values()) <= allowance
 
-    def spend(self, seconds: float, *, change: bool = False) -> None:
-        """Book what probes have just cost; ``change`` when the costly one was the cause."""
+    def spend(self, seconds: float, probe: str = "") -> None:
+        """Book what probes have just cost, with the name of a costly one."""
         self.spent += seconds
-        if change:
-            self._cost = seconds
+        if probe:
+            self._costs[probe] = seconds

@@ -258,6 +258,10 @@ class SparseAdamW:
         """`tensor`, `index` and `step` of the selected entries, int32 (count,), in the order of the arena."""
         return {key: self._where[key][: self.count] for key in ("tensor", "index", "step")}
 
+    def since(self, known: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values and gathered gradients, fp32, of all entries after the first `known`."""
+        return self._values["value"][known : self.count], self._values["gradient"][known : self.count]
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything a resume needs: the arena up to its filled part, and the step counter."""
         columns = {**self._where, **self._values}

@@ -19,8 +19,24 @@ Batch = Mapping[str, torch.Tensor]
 Forward = Callable[[Batch], torch.Tensor]
 
 
+class Witness(Protocol):
+    """Looks at gradients while they are there, and changes nothing."""
+
+    def streamed(self, name: str, parameter: torch.nn.Parameter) -> None:
+        """A streamed gradient is complete, and its method has not seen it yet."""
+
+    def complete(self) -> None:
+        """The backward pass is over, and `Method.before_step` comes next."""
+
+    def chosen(self) -> None:
+        """`Method.before_step` is over, and nothing is updated yet."""
+
+
 class Steps(Protocol):
     """Executes optimizer steps; what they measured waits on the device until it is read."""
+
+    def show(self, witness: Witness) -> None:
+        """Let somebody look at the gradients of every step that is not captured as a whole."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -46,6 +62,7 @@ class StepWork:
         train = built.spec.train
         self.built, self.forward = built, forward
         self.optimizer = recipe.dense_optimizer([p for _, p in built.dense], train)
+        self.witness: Witness | None = None
 
     def backward(self, batch: Batch, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Gradients of one batch; returns its loss and accuracy, 0-d."""
@@ -73,7 +90,11 @@ class StepWork:
     def apply(self, step: int, lr: float | torch.Tensor) -> torch.Tensor:
         """Clip, update, and drop the gradients; returns their norm before clipping, 0-d."""
         method = self.built.method
+        if self.witness is not None:
+            self.witness.complete()
         method.before_step(step)
+        if self.witness is not None:
+            self.witness.chosen()
         norm, scale = recipe.clip(
             (p for _, p in self.built.dense), method.gradient_square(), self.built.spec.train.clip
         )
@@ -86,12 +107,18 @@ class StepWork:
             self.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def consume(self, name: str, parameter: torch.nn.Parameter) -> None:
+        """Hand one complete gradient to the method, and before that to who looks at it."""
+        if self.witness is not None:
+            self.witness.streamed(name, parameter)
+        self.built.method.on_gradient(name, parameter)
+
     def hook_gradients(self) -> None:
         """Hand each streamed tensor's gradient to the method as soon as it is complete."""
         for name, parameter in self.built.method.streamed():
 
             def consume(p: Any, name: str = name) -> None:
-                self.built.method.on_gradient(name, p)
+                self.consume(name, p)
 
             parameter.register_post_accumulate_grad_hook(consume)
 
@@ -109,6 +136,9 @@ class EagerSteps:
         self._work, self._train = StepWork(built, forward_of(built)), built.spec.train
         self._encoded, self._order = encoded, order
         self._waiting: list[tuple[int, torch.Tensor]] = []
+
+    def show(self, witness: Witness) -> None:
+        self._work.witness = witness
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:

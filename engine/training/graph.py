@@ -21,7 +21,7 @@ from engine.sparse.optimizer import put
 from engine.tasks.encoding import Encoded
 from engine.training import recipe
 from engine.training.build import Built
-from engine.training.execution import StepWork, padded_forward, wait_for
+from engine.training.execution import StepWork, Witness, padded_forward, wait_for
 
 BUCKET = 8
 """Lengths that a graph is made for: multiples of this."""
@@ -53,6 +53,9 @@ class GraphSteps:
         self._read = self._taken = 0
         self._whole = built.method.captured == "step"
 
+    def show(self, witness: Witness) -> None:
+        self._work.witness = witness
+
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
         return self._work.optimizer
@@ -63,7 +66,8 @@ class GraphSteps:
         if self._whole:
             self._work.hook_gradients()
         else:
-            trained = [*self._built.dense, *self._built.method.streamed()]
+            method = self._built.method
+            trained = [*self._built.dense, *method.streamed(), *method.ranked()]
             self._kept = [(parameter, torch.zeros_like(parameter)) for _, parameter in trained]
 
     def take(self, step: int) -> int:
@@ -124,7 +128,7 @@ class GraphSteps:
         for parameter, gradient in self._kept:
             parameter.grad = gradient
         for name, parameter in self._built.method.streamed():
-            self._built.method.on_gradient(name, parameter)
+            self._work.consume(name, parameter)
         self._rate.copy_(self._rates[step])
         self._numbers[step, 2] = self._work.apply(step, self._rate)
         self._step.add_(1)

@@ -55,6 +55,8 @@ class Loop:
         self.recorder = Recorder(built, sink, self.train.steps)
         order = batch_order(len(train_set), self.train.batch_size, self.train.steps, self.train.seed_of("data"))
         self.steps = steps_of(built, train_set, order)
+        if self.recorder.plane is not None and self.recorder.plane.sees:
+            self.steps.show(self.recorder.plane)
         self.curve = curve_sample(self.validation.labels)
         self.curve_steps = set(curve_points(self.train.steps))
         self.seconds = 0.0
@@ -87,12 +89,15 @@ class Loop:
             self.recorder.start()
         looped = time.perf_counter()
         for step in range(done, self.train.steps):
+            last = step + 1 == self.train.steps
+            self.recorder.watch(step, last)
             started = time.perf_counter()
             self.recorder.count_tokens(self.steps.take(step))
-            last = step + 1 == self.train.steps
             if framed := self.recorder.due(step, last):
                 self.steps.wait()  # what the steps still need is no cost of the frame
-            self._window += time.perf_counter() - started
+            self._window += time.perf_counter() - started - self.recorder.looking()
+            self.recorder.watched(step)
+            self.recorder.follow(step + 1)
             if framed:
                 self.recorder.frame(step)
             if not (last or step + 1 in self.curve_steps or self._due(self._flushed, FLUSH_SECONDS)):

@@ -5,15 +5,22 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
+
 from engine.events import Sink
 from engine.methods.contract import Method, chain
-from engine.probes import bias, change, describe, mask, rank
+from engine.models.architecture import Parameter
+from engine.probes import bias, change, describe, mask, plane, rank
 from engine.probes.schedule import FrameSchedule
 from engine.training.build import Built
 from engine.training.costs import Energy, PeakMemory
 
 EXACT_ENTRIES = 2_000_000
 """Masks of up to this many entries are recorded entry by entry; larger ones as counts only."""
+
+
+EXACT_TURNS = 2_000
+"""Changes of the tensors that train are recorded at their very steps up to this number, then at frames only."""
 
 
 class Recorder:
@@ -39,6 +46,10 @@ class Recorder:
         self._ranked = first(self.method, lambda part: part.ranks())
         self._change = self._change_probe(built) if feeds(self.method, "change") else None
         self._bias = self._bias_probe(built) if feeds(self.method, "bias") else None
+        self.plane = self._plane_probe(built) if feeds(self.method, "plane") else None
+        self._turning = first(self.method, lambda part: part.active_now()) if feeds(self.method, "layers") else None
+        self._active: frozenset[str] | None = None
+        self._turns = 0
 
     def start(self) -> None:
         """Describe the rows that frames refer to, and take the frame of step 0."""
@@ -50,11 +61,50 @@ class Recorder:
             self.sink.meta("matrices", describe(self._change.parameters))
         if self._bias is not None:
             self.sink.meta("biases", describe(self._bias.parameters))
+        if self.plane is not None:
+            self.sink.meta("plane", self.plane.describe())
+            if (frame := self.plane.first()) is not None:
+                self.sink.frame("plane", 0, frame)
+        if self._turning is not None:
+            self.sink.meta("layer_rows", describe(self._turning_rows()))
+            self.follow(0)
         self._frame(0)
 
     def due(self, step: int, last: bool) -> bool:
         """Whether a frame is taken after step `step` (from 0)."""
         return self.schedule.due(step + 1) or last
+
+    def watch(self, step: int, last: bool) -> None:
+        """Look at the gradients of step `step` if it is one of those, and if that can be afforded."""
+        due = step == 0 or self.due(step, last)
+        if self.plane is None or not self.plane.sees or not due:
+            return
+        if self.schedule.affords("plane", step + 1, self._trained()):
+            self.plane.arm()
+
+    def watched(self, step: int) -> None:
+        """Record what was seen of step `step`, if it was looked at."""
+        if self.plane is not None and self.plane.armed:
+            self.sink.frame("plane", step + 1, self.plane.frame())
+            self.schedule.spend(self.plane.seconds, "plane")
+
+    def looking(self) -> float:
+        """Seconds of the step just taken that went into looking at it."""
+        return self.plane.inside if self.plane is not None and self.plane.armed else 0.0
+
+    def follow(self, done: int) -> None:
+        """Record which tensors train from now on, if those are others than before."""
+        if self._turning is None or (active := self._turning.active_now()) == self._active:
+            return
+        if self._turns >= EXACT_TURNS and not self.schedule.due(done):
+            return
+        rows = self._turning_rows()
+        trains = np.array([row.name in (active or ()) for row in rows], dtype=np.uint8)
+        self.sink.frame("layers", done, {"active": trains}, keep=True)
+        self._active, self._turns = active, self._turns + 1
+        if self._turns == EXACT_TURNS:
+            text = f"What trains has changed {EXACT_TURNS:,} times; from here on changes are recorded at frames only."
+            self.sink.note("info", text, done)
 
     def frame(self, step: int) -> None:
         """Take the frame after step `step`."""
@@ -80,6 +130,7 @@ class Recorder:
             "tokens": self.tokens,
             "spent": self.schedule.spent,
             "elapsed": time.monotonic() - self._started,
+            "turns": self._turns,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -87,6 +138,9 @@ class Recorder:
         self._known, self.tokens = state["known"], state["tokens"]
         self.schedule.spent = state["spent"]
         self._started = time.monotonic() - state["elapsed"]
+        self._turns = state["turns"]
+        if self._turning is not None:
+            self._active = self._turning.active_now()
 
     def _frame(self, done: int) -> None:
         started = time.perf_counter()
@@ -100,11 +154,14 @@ class Recorder:
             self.sink.frame("bias", done, self._bias.frame())
         cheap = time.perf_counter() - started
         self.schedule.spend(cheap)
-        trained = time.monotonic() - self._started - self.schedule.spent
-        if self._change is not None and self.schedule.affords_change(done, trained):
+        if self._change is not None and self.schedule.affords("change", done, self._trained()):
             started = time.perf_counter()
             self.sink.frame("change", done, self._change.frame())
-            self.schedule.spend(time.perf_counter() - started, change=True)
+            self.schedule.spend(time.perf_counter() - started, "change")
+
+    def _trained(self) -> float:
+        """Seconds so far without those of probes."""
+        return time.monotonic() - self._started - self.schedule.spent
 
     def _mask_frame(self, done: int) -> None:
         assert self._selective is not None
@@ -124,6 +181,16 @@ class Recorder:
         rows = built.setting.architecture.linears()
         bases = dict(built.base.named_parameters())
         return change.ChangeProbe(self.method, rows, bases, built.spec.train.device)
+
+    def _plane_probe(self, built: Built) -> plane.PlaneProbe:
+        part = next(part for part in chain(self.method) if "plane" in part.views)
+        rows = part.trainables(part.context.architecture, part.config)
+        whole = built.spec.train.execution == "graph" and built.method.captured == "step"
+        return plane.PlaneProbe(part, rows, built.spec.train.device, sees=not whole)
+
+    def _turning_rows(self) -> tuple[Parameter, ...]:
+        assert self._turning is not None
+        return self._turning.trainables(self._turning.context.architecture, self._turning.config)
 
     def _bias_probe(self, built: Built) -> bias.BiasProbe:
         rows = [row for row in built.setting.architecture.backbone if row.part == "bias"]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from engine.probes.recorded import plane_of, turns_of
 from pages.parts.figures.bias import bias_grid
 from pages.parts.figures.change import change_grid, path_chart, scatter_chart
 from pages.parts.figures.chart import Chart
@@ -18,7 +19,9 @@ from pages.parts.figures.curves import accuracy_chart, loss_chart
 from pages.parts.figures.grid import Grid
 from pages.parts.figures.mask import entries_of, growth_chart, mask_grid, matrix_grid
 from pages.parts.figures.palette import Style, Theme, style_of
+from pages.parts.figures.plane import ends_of, note_of, plane_chart
 from pages.parts.figures.rank import rank_grid, rank_timeline, rank_warning, schedule_chart
+from pages.parts.figures.turns import COLUMNS, turns_grid
 from pages.parts.panel import Moment
 from pages.parts.picture import theme
 
@@ -139,6 +142,26 @@ def matrix(scene: Scene) -> Grid | None:
     count = int(frame[1]["count"][place])
     index, steps = entries_of(scene.moment.record.selection(), place, count, frame[0])
     return matrix_grid(layout[place], scene.layers, index, steps, frame[0]) if len(index) == count else None
+
+
+def plane(scene: Scene) -> tuple[Chart, str] | None:
+    """The decision plane, and what has no place in it."""
+    moment, metas = scene.moment, scene.moment.snapshot.metas
+    frame = moment.record.frame("plane", moment.step)
+    found = plane_of(metas, *frame) if frame else None
+    if found is None:
+        return None
+    every = [plane_of(metas, *each) for each in moment.record.all_frames("plane")]
+    ends, most = ends_of([each for each in every if each is not None])
+    return plane_chart(found, ends, most, scene.style, scene.theme), note_of(found)
+
+
+def turns(scene: Scene) -> Grid | None:
+    """Which layers train, over the steps so far."""
+    moment, frames = scene.moment, scene.frames("layers")
+    steps = max(moment.step, 1)
+    found = turns_of(scene.rows("layer_rows"), scene.layers, frames, steps, COLUMNS) if frames else None
+    return turns_grid(found) if found else None
 
 
 def rank(scene: Scene) -> Grid | None:

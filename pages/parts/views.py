@@ -23,6 +23,8 @@ def views_of(method: str, kinds: set[str]) -> dict[str, str]:
     found = {"overview": "Overview", "curves": "Loss and accuracy"}
     for kind, name, title in (
         ("mask", "masks", "Parameter masks"),
+        ("plane", "plane", "Decision plane"),
+        ("layers", "layers", "Layers that train"),
         ("rank", "ranks", "Rank allocation"),
         ("change", "change", "Magnitude and direction"),
         ("bias", "biases", "Biases"),
@@ -54,6 +56,8 @@ def overview(moment: Moment, subject: Subject) -> None:
         if "mask" in moment.snapshot.frames:
             _mask(moment, subject)
             _chart(making.growth, moment, subject)
+        elif "layers" in moment.snapshot.frames:
+            layers(moment, subject)
         elif "rank" in moment.snapshot.frames:
             _rank(moment, subject)
             _chart(making.schedule, moment, subject)
@@ -104,6 +108,38 @@ def _mask(moment: Moment, subject: Subject) -> None:
         selected=selected,
         on_pick=None if pick is None else lambda place: pick(names[int(place)]),
     )
+
+
+def plane(moment: Moment, subject: Subject) -> None:
+    """Chosen and other weights by value and gradient, with the line that parts them."""
+    found = made(making.plane, moment, subject)
+    about = moment.snapshot.metas.get("plane")
+    if about and not about["sees"]:
+        st.info(
+            "This run's steps were captured as CUDA graphs, in which nobody can look at a gradient: there is no "
+            "picture of them. To see the plane while it trains, launch it again with *Step execution* on *padded*.",
+            icon=":material/visibility_off:",
+        )
+    if found is None:
+        if not about and subject.over:
+            st.caption("This run recorded no gradients.")
+        elif not about or about["sees"]:
+            st.caption("The plane appears with the first step that is looked at.")
+        return
+    chart, note = found
+    draw_chart(chart, live=moment.live, key=subject.key)
+    if note:
+        st.caption(note)
+    st.caption(
+        "Every point is a bin, its size how many weights are in it, on a logarithmic scale. Values and gradients are "
+        "those of the step before its update, gradients before clipping. Looking at them takes time: only as many "
+        "steps are looked at as fit into the share of a run that all views together may cost."
+    )
+
+
+def layers(moment: Moment, subject: Subject) -> None:
+    """Which layers train, over the steps."""
+    _grid(making.turns, moment, subject, "Layers appear with the first recorded step.")
 
 
 def ranks(moment: Moment, subject: Subject) -> None:
@@ -196,6 +232,6 @@ def _answer_times(latency: dict[str, float]) -> None:
 
 
 DRAWN: dict[str, Callable[[Moment, Subject], None]] = {
-    "overview": overview, "curves": curves, "masks": masks, "ranks": ranks, "change": change, "biases": biases,
-    "cost": cost,
+    "overview": overview, "curves": curves, "masks": masks, "plane": plane, "layers": layers, "ranks": ranks,
+    "change": change, "biases": biases, "cost": cost,
 }  # fmt: skip

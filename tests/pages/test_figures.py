@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engine.methods.registry import methods
+from engine.probes.recorded import Plane, Turns
 from pages.parts.figures.change import change_grid, correlation_sentence, path_chart, scatter_chart
 from pages.parts.figures.chart import Chart, Series, smoothed
 from pages.parts.figures.comparison import Curve, Point, overlay_chart, pareto_chart
@@ -16,8 +17,10 @@ from pages.parts.figures.grid import ceiling, decade, percent
 from pages.parts.figures.layers import sections
 from pages.parts.figures.mask import block_counts, block_of, entries_of, growth_chart, mask_grid, matrix_grid
 from pages.parts.figures.palette import Style, colour, scale, style_of
+from pages.parts.figures.plane import ends_of, note_of, plane_chart
 from pages.parts.figures.plotly import plotly_figure
 from pages.parts.figures.rank import rank_grid, rank_timeline, rank_warning, schedule_chart
+from pages.parts.figures.turns import turns_grid
 from pages.parts.figures.vega import vega_spec
 
 STYLE = Style("#C94F00", "triangle-up", (6, 3))
@@ -266,3 +269,84 @@ def test_payload_of_a_grid_is_plain_json():
     assert drawn["selected"] == "q0"
     assert len(drawn["sections"][1]["cells"]) == 4
     assert len(drawn["scale"]["ticks"]) == 5
+
+
+def a_plane(step: int = 4, **changes) -> Plane:
+    tables = {name: np.zeros((3, 4), np.int64) for name in ("rest", "chosen", "new")}
+    tables["rest"][0, 1], tables["rest"][1, 2], tables["chosen"][2, 2], tables["new"][1, 0] = 5000, 20, 7, 1
+    given = {
+        "step": step,
+        "tables": tables,
+        "off": {"rest": 9, "chosen": 2, "new": 1},
+        "unseen": 33,
+        "weights": np.array([1e-4, 1e-3, 1e-2, 1e-1, 1]),
+        "gradients": np.array([1e-6, 1e-5, 1e-4, 1e-3]),
+        "boundary": {"power": 1.0, "exp": 1.0, "eps": 1e-3, "moment": "step"},
+        "threshold": 1e-2,
+        "examples": 0,
+        "squared": False,
+    }
+    return Plane(**(given | changes))
+
+
+def test_the_plane_is_the_same_in_both_renderers_with_sizes_by_number():
+    plane = a_plane()
+    ends, most = ends_of([plane])
+    assert ends == ((1e-4, 1e-1), (1e-6, 1e-3))
+    assert most == 5000
+    chart = plane_chart(plane, ends, most, STYLE, "light")
+    table = chart.table()
+    rest = table[table.series == "not chosen"]
+    assert rest.x.tolist() == pytest.approx([10**-2.5, 10**-1.5])
+    assert rest["size"].iloc[0] == 150 > rest["size"].iloc[1]
+    traces = {trace.name: trace for trace in plotly_figure(chart).data}
+    assert list(traces["not chosen"].marker.size) == pytest.approx(list(np.sqrt(rest["size"])))
+    assert traces["not chosen"].hoverinfo is None, "a faint point tells its number all the same"
+    line = table[table.series == "boundary"]
+    assert line.y.to_numpy() == pytest.approx(1e-2 * (line.x.to_numpy() + 1e-3))
+    layers = vega_spec(chart)["layer"]
+    sizes = [layer["encoding"]["size"] for layer in layers if "size" in layer["encoding"]]
+    assert sizes == [{"field": "size", "type": "quantitative", "scale": None}]
+    assert plotly_figure(chart).layout.xaxis.range == (-4, -1)
+    assert "size" not in chart.data().columns
+    assert "33 more lie in tensors" in note_of(plane)
+    assert "9 weights that are not chosen and 3 that are" in note_of(plane)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "where the last chosen weight lies"),
+        ({"boundary": None}, "No single line"),
+        ({"threshold": None}, "nothing was chosen by score"),
+        ({"threshold": None, "boundary": {"power": 0, "exp": 1, "eps": 0, "moment": "start"}}, "exactly 0"),
+        ({"threshold": None, "boundary": {"power": 1, "exp": 0, "eps": 0, "moment": "start"}}, "the first frame"),
+    ],
+)
+def test_the_plane_says_what_its_line_is_or_why_there_is_none(changes, said):
+    plane = a_plane(**changes)
+    chart = plane_chart(plane, *ends_of([plane]), STYLE, "dark")
+    assert said in chart.alt
+    assert any(series.name == "boundary" for series in chart.shown) == (plane.threshold is not None and not changes)
+
+
+def test_a_plane_without_any_point_is_still_a_chart():
+    empty = a_plane(tables={name: np.zeros((3, 4), np.int64) for name in ("rest", "chosen", "new")}, threshold=None)
+    chart = plane_chart(empty, *ends_of([empty]), STYLE, "light")
+    assert chart.table().empty
+    assert vega_spec(chart)["layer"]
+
+
+def test_charts_without_sizes_send_none():
+    assert "size" not in loss_chart({"train/loss": curve(0.9)}, 3, STYLE, "light").columns.column_names
+
+
+def test_turns_are_filled_where_a_layer_trains():
+    shares = np.array([[1, 1, 1.0], [0, 0.5, 1], [0, 0, 0]])
+    grid = turns_grid(Turns(("embeddings", "layer 0", "layer 1"), np.array([0, 2, 4, 5]), shares))
+    assert [cell.value for cell in grid.sections[0].cells] == shares.ravel().tolist()
+    assert grid.sections[0].cells[4].hover == "steps 3 to 4: 50% of its weights train"
+    assert grid.sections[0].cells[2].hover.startswith("step 5:")
+    assert "never trained: layer 1" in grid.alt
+    assert "1 or 2 steps" in grid.alt
+    assert grid.data()["to step"].tolist() == [2, 4, 5]

@@ -6,6 +6,9 @@ import pytest
 
 from engine.errors import UnknownName
 from engine.methods.registry import methods
+from engine.store.run_file import RunWriter
+from engine.training.build import Caches
+from engine.training.run import run_job
 from tests.pages.conftest import NASTY, STEPS
 
 
@@ -399,3 +402,28 @@ def test_engine_page_lists_the_queue(house):
     waiting = house.add()
     app = no_error(house.open("engine"))
     assert waiting in app.dataframe[0].value["Run"].tolist()
+
+
+@pytest.mark.parametrize(("method", "view"), [("id3", "plane"), ("fish", "plane"), ("lisa", "layers")])
+def test_what_a_real_run_recorded_is_drawn_at_every_moment(house, words_of, method, view):
+    run_id = house.add(method, budget=None)
+    house.runs.claim(run_id, "cpu:0", {"name": "test", "pid": 1, "created": 0.0})
+    assert run_job(house.home, run_id, Caches()) == "finished", house.runs.get(run_id).error
+    for step in ("0", "1", str(STEPS)):
+        app = no_error(house.open("run", run=run_id, view=view, t=step))
+        assert app.get("plotly_chart") or app.get("bidi_component") or (method, step) == ("id3", "0")
+    told = words_of(app)
+    if view == "plane":
+        assert f"Decision plane, after step {STEPS}" in told
+        assert ("where the last chosen weight lies" in told) == (method == "id3")
+    else:
+        assert f"Layers that train, over {STEPS} steps" in told
+
+
+def test_a_run_whose_gradients_nobody_could_see_says_so(house):
+    run_id = house.add("fish", budget=None)
+    house.finish(run_id)
+    with RunWriter(house.runs.folder(run_id).database) as sink:
+        sink.meta("plane", {"sees": False, "boundary": None, "threshold": None, "weights": [1], "gradients": [1]})
+    app = no_error(house.open("run", run=run_id, view="plane"))
+    assert "CUDA graphs" in app.info[0].value

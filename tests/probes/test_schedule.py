@@ -28,9 +28,9 @@ def played(steps: int, step_seconds: float, cheap: float, change: float) -> tupl
             continue
         frames += 1
         schedule.spend(cheap)
-        if schedule.affords_change(done, done * step_seconds):
+        if schedule.affords("change", done, done * step_seconds):
             with_change.append(done)
-            schedule.spend(change, change=True)
+            schedule.spend(change, "change")
     return schedule, with_change, frames
 
 

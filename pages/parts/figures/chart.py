@@ -35,6 +35,7 @@ class Series:
         faint: drawn in the background, for raw values behind their mean.
         low, high: ends of an interval around each `y`.
         labels: a text per point, shown on hover.
+        sizes: of points, in square pixels.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Series:
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     labels: tuple[str, ...] = ()
+    sizes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", np.atleast_1d(np.asarray(self.x, dtype=float)))
@@ -75,6 +77,7 @@ def _rows(series: Series) -> dict[str, pa.Array]:
         "low": numbers(series.low),
         "high": numbers(series.high),
         "label": pa.array(series.labels) if series.labels else pa.repeat("", length),
+        "size": numbers(series.sizes),
     }
 
 
@@ -126,14 +129,20 @@ class Chart:
 
     @cached_property
     def columns(self) -> pa.Table:
-        """Every drawn number as rows: series, kind, x, y, low, high, label.
+        """Every drawn number as rows: series, kind, x, y, low, high, label, and size where points have one.
 
         An Arrow table, not a data frame: a live page sends one for each figure and viewer every second,
         and pandas would take ten times as long.
         """
         parts = [_rows(series) for series in self.shown]
-        empty = {name: pa.array([], pa.string() if name in _WORDS else pa.float64()) for name in _COLUMNS}
-        return pa.table({name: pa.concat_arrays([empty[name], *(part[name] for part in parts)]) for name in _COLUMNS})
+        empty = {name: pa.array([], pa.string() if name in _WORDS else pa.float64()) for name in (*_COLUMNS, "size")}
+        names = (*_COLUMNS, "size") if self.sized else _COLUMNS
+        return pa.table({name: pa.concat_arrays([empty[name], *(part[name] for part in parts)]) for name in names})
+
+    @property
+    def sized(self) -> bool:
+        """Whether points have sizes."""
+        return any(series.sizes is not None for series in self.shown)
 
     def table(self) -> pd.DataFrame:
         """The same rows as a data frame."""
@@ -141,7 +150,7 @@ class Chart:
 
     def data(self) -> pd.DataFrame:
         """The table for readers: guides last, empty columns left out, axes named."""
-        table = self.table().drop(columns="kind")
+        table = self.table().drop(columns=["kind", "size"], errors="ignore")
         used = [c for c in table if c in ("series", "x", "y") or table[c].replace("", np.nan).notna().any()]
         return table[used].rename(columns={"x": self.x, "y": self.y})
 

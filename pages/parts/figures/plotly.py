@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from pages.parts.figures.chart import Chart, Series
@@ -23,7 +24,7 @@ def plotly_figure(chart: Chart) -> go.Figure:
         height=chart.height + 70,
         margin={"l": 8, "r": 8, "t": 36, "b": 8},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        hovermode="closest" if all(s.kind == "points" for s in chart.shown) else "x unified",
+        hovermode="closest" if chart.sized or all(s.kind == "points" for s in chart.shown) else "x unified",
         showlegend=len(chart.shown) > 1,
     )
     figure.update_xaxes(title=chart.x, tickformat=chart.x_format or None, **_axis(chart.x_range, chart.log_x))
@@ -51,13 +52,13 @@ def _trace(chart: Chart, series: Series) -> go.Scatter:
         marker={
             "color": series.colour,
             "symbol": series.marker or "circle",
-            "size": 10 if series.kind == "points" else 7,
+            "size": np.sqrt(series.sizes) if series.sizes is not None else 10 if series.kind == "points" else 7,
         },
         opacity=0.35 if series.faint else 1.0,
         # Labels come from the engine's own names; Plotly reads a subset of HTML in any text.
         text=[_plain(label) for label in series.labels] or None,
         hovertemplate=f"{label}{value}" + (f" at %{{x:,}}<extra>{_plain(series.name)}</extra>" if label else ""),
-        hoverinfo="skip" if series.faint else None,
+        hoverinfo="skip" if series.faint and not series.labels else None,
         **interval,
     )
 
@@ -76,8 +77,13 @@ def _line(series: Series) -> dict[str, Any]:
 
 
 def _axis(ends: tuple[float, float] | None, log: bool) -> dict[str, Any]:
-    axis: dict[str, Any] = {"type": "log", "dtick": "D2"} if log else {}
-    return axis | ({"range": list(ends)} if ends and not log else {})
+    if not log:
+        return {"range": list(ends)} if ends else {}
+    if ends is None:
+        return {"type": "log", "dtick": "D2"}
+    low, high = np.log10(ends).tolist()
+    # Over several powers of ten a tick at each 2 and 5 would be too many.
+    return {"type": "log", "dtick": 1 if high - low > 2 else "D2", "range": [low, high]}
 
 
 def _plain(text: str) -> str:

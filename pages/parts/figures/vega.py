@@ -56,6 +56,8 @@ def _points(chart: Chart) -> list[dict[str, Any]]:
     place = {"x": _x(chart), "y": _y(chart)}
     shapes = _by_series(chart.shown, [series.marker or "circle" for series in chart.shown]) | _legend(chart)
     look = {**_colours(chart), "shape": shapes, "tooltip": _tooltip(chart)}
+    if chart.sized:
+        look["size"] = {"field": "size", "type": "quantitative", "scale": None}
     drawn = _layer("points", {"type": "point", "size": 80, "filled": True, "clip": True}, {**look, **place})
     if all(series.low is None for series in points):
         return [drawn]

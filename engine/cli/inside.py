@@ -1,0 +1,112 @@
+"""Commands that show what a run recorded inside its model: the decision plane, and the turns of layers."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from engine import settings
+from engine.cli.listing import emit, table
+from engine.errors import SpecError
+from engine.probes.recorded import Plane, plane_of, turns_of
+from engine.store.run_reader import RunReader
+from engine.store.runs import Runs
+
+COLUMNS = 20
+"""Stretches of steps that ``layers`` prints."""
+
+
+def plane(arguments: argparse.Namespace) -> int:
+    """Where chosen and other weights lie by value and gradient at one recorded moment."""
+    store = Runs(settings.home())
+    row = store.find(arguments.run)
+    with RunReader(store.folder(row.id).database) as reader:
+        steps = [step for _, step in reader.frame_index("plane")]
+        frame = reader.frame("plane", step=arguments.step)
+        found = plane_of(reader.metas(), *frame) if frame else None
+    if found is None:
+        raise SpecError(
+            f"Run {row.id} has no decision plane on record.",
+            "Choose a run of a method that selects single weights; steps captured as CUDA graphs show no gradients.",
+        )
+    cells = _cells(found)
+    data = {
+        "run": row.id,
+        "step": found.step,
+        "recorded": steps,
+        "boundary": found.boundary,
+        "threshold": found.threshold,
+        "examples": found.examples,
+        "off": found.off,
+        "unseen": found.unseen,
+        "cells": cells,
+    }
+    return emit(arguments, data, "\n".join([*_about(found), "", table([_short(cell) for cell in cells])]))
+
+
+def _cells(plane: Plane) -> list[dict[str, Any]]:
+    """Bins that hold any weight, those of the largest gradients first."""
+    places = np.argwhere(sum(plane.tables.values()))[::-1]
+    return [
+        {
+            "weight": [float(plane.weights[x]), float(plane.weights[x + 1])],
+            "gradient": [float(plane.gradients[y]), float(plane.gradients[y + 1])],
+            **{name: int(counts[y, x]) for name, counts in plane.tables.items()},
+        }
+        for y, x in places.tolist()
+    ]
+
+
+def _short(cell: dict[str, Any]) -> dict[str, Any]:
+    ends = {f"|{name}| from": f"{cell[name][0]:.2e}" for name in ("weight", "gradient")}
+    return ends | {name: f"{cell[name]:,}" for name in ("rest", "chosen", "new")}
+
+
+def _about(plane: Plane) -> list[str]:
+    of = f"over {plane.examples:,} single examples, before training" if plane.examples else "of the step's batch"
+    lines = [f"after step {plane.step:,}; gradients {of}"]
+    if plane.boundary is not None and plane.threshold is not None:
+        power, exp, eps = (plane.boundary[key] for key in ("power", "exp", "eps"))
+        lines.append(f"boundary: |gradient|^{power:g} / (|weight| + {eps:g})^{exp:g} = {plane.threshold:.4g}")
+    lines.append(
+        f"exactly 0 or too small to place: {plane.off['rest']:,} others, "
+        f"{plane.off['chosen'] + plane.off['new']:,} chosen"
+    )
+    if plane.unseen:
+        lines.append(f"in tensors whose gradients are not computed: {plane.unseen:,} weights")
+    return lines
+
+
+def layers(arguments: argparse.Namespace) -> int:
+    """Which layers trained, over the steps."""
+    store = Runs(settings.home())
+    row = store.find(arguments.run)
+    with RunReader(store.folder(row.id).database) as reader:
+        metas = reader.metas()
+        steps = [step for _, step in reader.frame_index("layers")]
+        frames = [frame for step in steps if (frame := reader.frame("layers", step=step)) is not None]
+    blocks = int(metas.get("architecture", {}).get("layers", 0))
+    found = turns_of(metas.get("layer_rows", ()), blocks, frames, row.step, COLUMNS)
+    if found is None:
+        raise SpecError(f"Run {row.id} has no turns of layers on record.", "Choose a run of LISA or one like it.")
+    starts = [int(end) for end in found.ends[:-1]]
+    rows = [
+        {
+            "place": place,
+            **{str(start + 1): f"{100 * share:.0f}%" for start, share in zip(starts, shares.tolist(), strict=True)},
+        }
+        for place, shares in zip(found.places, found.shares, strict=True)
+    ]
+    changes = [{"step": step, "active": arrays["active"].tolist()} for step, arrays in frames]
+    data = {
+        "run": row.id,
+        "tensors": [entry["name"] for entry in metas["layer_rows"]],
+        "changes": changes,
+        "places": found.places,
+        "ends": found.ends.tolist(),
+        "shares": found.shares.tolist(),
+    }
+    heading = "share of its weights that trained, in stretches that begin with step"
+    return emit(arguments, data, f"{heading}\n{table(rows)}")

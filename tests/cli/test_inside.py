@@ -1,0 +1,52 @@
+"""Commands that show what a run recorded inside its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.store.runs import Runs
+from engine.training.build import Caches
+from engine.training.run import run_job
+from tests.cli.conftest import call
+from tests.small import spec_data
+from tests.training.test_run import submit
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A finished run of each kind, by its method's name."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("PEFTSCOPE_HOME", str(home))
+    monkeypatch.setenv("PEFTSCOPE_ROOTS", str(tmp_path))
+    found = {}
+    for method in ({"name": "id3", "k": 240}, {"name": "lisa", "layers": 1, "interval": 4}, {"name": "full"}):
+        found[method["name"]] = submit(home, spec_data(tmp_path, method, lr=0.01))
+        assert run_job(home, found[method["name"]], Caches()) == "finished", Runs(home).list()[0].error
+    return found
+
+
+def test_plane_and_layers_are_printed_and_given_as_json(store):
+    told = call("plane", store["id3"], "--step", 1)
+    assert told.status == 0
+    assert "after step 1" in told.out
+    assert "boundary: |gradient|^1 / (|weight| + 0.001)^1" in told.out
+    data = call("plane", store["id3"], "--json").json
+    assert data["step"] == 12
+    assert sum(cell["new"] for cell in data["cells"]) + data["off"]["new"] == 20
+    assert sum(cell["chosen"] for cell in data["cells"]) + data["off"]["chosen"] == 220
+    told = call("layers", store["lisa"])
+    assert "embeddings" in told.out
+    data = call("layers", store["lisa"], "--json").json
+    assert data["places"][0] == "embeddings"
+    assert data["shares"][0] == [1.0] * 12
+    assert {change["step"] for change in data["changes"]} <= {0, 4, 8}
+
+
+def test_a_run_without_such_a_record_says_so(store):
+    for command in ("plane", "layers"):
+        told = call(command, store["full"])
+        assert told.status == 1
+        assert "on record" in told.err
+        assert "Traceback" not in told.err
