@@ -16,7 +16,7 @@ from engine.plan import make_plan
 from engine.spec import parse_spec
 from engine.store.runs import Runs
 from engine.tasks.encoding import Encoded
-from engine.training.build import Caches
+from engine.training.build import Caches, build
 from engine.training.graph import Examples
 from engine.training.run import run_job
 from tests.models.saved import CONFIGS, save_tiny, save_tokenizer
@@ -104,3 +104,13 @@ def test_the_tables_give_the_batches_padded_to_a_bucket() -> None:
             assert np.array_equal(batch[key][:, :longest].numpy(), table), key
             beyond = 99 if key == "input_ids" else 0
             assert bool((batch[key][:, longest:] == beyond).all()), key
+
+
+@pytest.mark.parametrize("method", [m for m in EVERY if methods()[m["name"]].captured == "gradients"], ids=str)
+def test_no_gradient_is_computed_that_a_replay_would_lose(home: Path, small: Path, method: dict[str, Any]) -> None:
+    """Of a step whose forward and backward pass alone are captured, the gradients asked for are what is kept."""
+    built = build(make_plan(parse_spec(spec_data(small, method))).spec, Caches())
+    offered = [p for _, p in [*built.dense, *built.method.streamed(), *built.method.ranked()]]
+    wanted = [name for name, p in built.model.named_parameters() if p.requires_grad]
+    names = {id(p): name for name, p in built.model.named_parameters()}
+    assert sorted(names[id(parameter)] for parameter in offered) == sorted(wanted)
