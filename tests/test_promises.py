@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.methods.contract import Selection
+from engine.methods.observed import Selection
 from engine.plan import make_plan, read_setting
 from engine.spec import parse_spec
 from engine.store.run_file import RunWriter

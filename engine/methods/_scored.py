@@ -10,7 +10,8 @@ from pydantic import Field
 
 from engine.errors import DataError
 from engine.methods._selective import StaticMask
-from engine.methods.contract import Batches, Choice, MethodConfig
+from engine.methods.contract import Batches, MethodConfig
+from engine.methods.observed import Choice
 
 if TYPE_CHECKING:
     import torch

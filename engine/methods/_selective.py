@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import Field
 
 from engine.errors import BudgetError, SpecError
-from engine.methods.contract import Context, Method, MethodConfig, Selection
+from engine.methods.contract import Context, Method, MethodConfig
+from engine.methods.observed import Selection
 from engine.models.architecture import Architecture, Parameter
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from engine.errors import BudgetError, SpecError
 from engine.methods._adalora_settings import AdaLoRAConfig
 from engine.methods._allocation import Allocator, CubicSchedule
 from engine.methods._peft import ADAPTER, MAX_RANK, PeftMethod, in_out
-from engine.methods.contract import TUNED_BY, LearningRate, MethodConfig, Paper, Ranks, largest
+from engine.methods.contract import TUNED_BY, LearningRate, MethodConfig, Paper, largest
+from engine.methods.observed import Ranks
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from engine.methods._scored import GradientScored, ScoringConfig
 from engine.methods._selective import SelectiveConfig
-from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, Boundary, LearningRate, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, MethodConfig, Paper
+from engine.methods.observed import Boundary
 from engine.methods.registry import register
 
 if TYPE_CHECKING:

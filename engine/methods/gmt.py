@@ -8,7 +8,8 @@ from pydantic import Field
 
 from engine.errors import BudgetError, Diverged, RunFailed
 from engine.methods._active import ActiveTensors, OwnAdamW
-from engine.methods.contract import Boundary, Context, LearningRate, Method, MethodConfig, Paper
+from engine.methods.contract import Context, LearningRate, Method, MethodConfig, Paper
+from engine.methods.observed import Boundary
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 

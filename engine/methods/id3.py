@@ -9,16 +9,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from engine.methods._selective import Selective, SelectiveConfig
-from engine.methods.contract import (
-    TUNED_BY,
-    TUNED_ON_NANO,
-    Boundary,
-    Context,
-    LearningRate,
-    Method,
-    MethodConfig,
-    Paper,
-)
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, Context, LearningRate, Method, MethodConfig, Paper
+from engine.methods.observed import Boundary
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
 

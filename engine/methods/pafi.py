@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from engine.methods._selective import SelectiveConfig, StaticMask
-from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, Boundary, LearningRate, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, MethodConfig, Paper
+from engine.methods.observed import Boundary
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
 

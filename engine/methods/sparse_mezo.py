@@ -9,7 +9,8 @@ from pydantic import Field
 
 from engine.errors import BudgetError
 from engine.methods._zeroth import ZerothOrder, ZerothOrderConfig, normal
-from engine.methods.contract import Context, LearningRate, Method, MethodConfig, Paper, Selection
+from engine.methods.contract import Context, LearningRate, Method, MethodConfig, Paper
+from engine.methods.observed import Selection
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 

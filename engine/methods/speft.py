@@ -8,7 +8,8 @@ from pydantic import Field
 
 from engine.methods._scored import GradientScored, ScoringConfig
 from engine.methods._selective import SelectiveConfig
-from engine.methods.contract import Boundary, LearningRate, MethodConfig, Paper
+from engine.methods.contract import LearningRate, MethodConfig, Paper
+from engine.methods.observed import Boundary
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
 

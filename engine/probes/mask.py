@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.methods.contract import Selection
+from engine.methods.observed import Selection
 
 
 def counts(selection: Selection) -> np.ndarray:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.methods.contract import Choice, Method
+from engine.methods.contract import Method
+from engine.methods.observed import Choice
 from engine.models.architecture import Parameter
 from engine.sparse.gradient import StreamedGradient
 from engine.sparse.plane import PlaneCounts, edges, lowest_score

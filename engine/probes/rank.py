@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.methods.contract import Ranks
+from engine.methods.observed import Ranks
 
 
 def frame(ranks: Ranks) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.methods.contract import Selection
+from engine.methods.observed import Selection
 from engine.models.architecture import Parameter
 from engine.probes import describe
 from engine.probes.mask import counts, newly_selected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.methods.contract import Ranks
+from engine.methods.observed import Ranks
 from engine.models.architecture import Parameter
 from engine.probes.rank import ever_moved, frame
 
