@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_plane_is_watched_and_played_and_turns_are_shown(lab, visit, scheme):
-    """Live the points come step by step, afterwards each recorded moment can be seen; a raster shows turns of layers."""
+    """Live the points come step by step, afterwards every recorded moment is there; a raster shows turns of layers."""
     steps = 120 if scheme == "light" else 60
     plane = lab.submit("id3", steps=steps)
     turns = lab.submit({"name": "lisa", "layers": 1, "interval": 9}, budget=None, steps=steps)
