@@ -11,7 +11,7 @@ from engine import settings
 from engine.jobs import client
 from engine.models.catalogue import NANO_BERT
 from pages.parts import shell
-from pages.parts.figures.divergence import divergence_chart
+from pages.parts.figures.divergence import NAMES, divergence_chart
 from pages.parts.picture import draw_chart, theme
 
 WAIT_SECONDS = 600.0
@@ -34,7 +34,12 @@ def divergence() -> None:
     found: dict[str, Any] | None = st.session_state.get("divergence")
     if found:
         draw_chart(divergence_chart(found, theme()), live=False, key="divergence")
-        st.dataframe(_table(found), hide_index=True, alt="Divergence by group of weights and step")
+        small = st.column_config.NumberColumn(format="%.2e")
+        numbers = ("Step", "KL, mean (nats)", "Predicted", "By the diagonal alone")
+        st.dataframe(
+            _table(found), hide_index=True, alt="Divergence by group of weights and step",
+            column_config=dict.fromkeys(numbers, small),
+        )  # fmt: skip
         st.code(f"python -m engine divergence --model {found['model']} --dataset {found['dataset']}", language="bash")
 
 
@@ -42,7 +47,7 @@ def _table(found: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "Weights": row["group"],
+                "Weights": NAMES[row["group"]],
                 "Step": row["step"],
                 "KL, mean (nats)": sum(row["kl"]) / len(row["kl"]),
                 "Predicted": sum(row["quadratic"]) / len(row["quadratic"]),

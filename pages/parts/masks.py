@@ -122,7 +122,10 @@ def _budgets(found: dict[str, Any]) -> None:
         }
         for entry in found["rows"]
     ]
-    st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Test accuracy by size of the mask")
+    st.dataframe(
+        pd.DataFrame(rows), hide_index=True, alt="Test accuracy by size of the mask",
+        column_config={"Weights": st.column_config.NumberColumn(format="localized")},
+    )  # fmt: skip
     st.caption(f"The task head, {found['head']:,} scalars, is the trained one throughout.")
 
 
@@ -140,7 +143,11 @@ def _ages(found: dict[str, Any]) -> None:
         }
         for entry in found["rows"]
     ]
-    st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Change of weights by step of selection")
+    small = st.column_config.NumberColumn(format="%.2e")
+    st.dataframe(
+        pd.DataFrame(rows), hide_index=True, alt="Change of weights by step of selection",
+        column_config=dict.fromkeys(("Median change", "Lower quartile", "Upper quartile"), small),
+    )  # fmt: skip
 
 
 def grew(row: RunRow, record: feed.StoredRun) -> bool:

@@ -80,8 +80,11 @@ def _settings(method: type[Method]) -> None:
     st.dataframe(
         pd.DataFrame(rows), hide_index=True, alt=f"Settings of {method.title}",
         height="content",
-        row_height=56,
-        column_config={"What it does": st.column_config.TextColumn(width="large")},
+        row_height=88,
+        column_config={
+            "What it does": st.column_config.TextColumn(width=420),
+            "Source of the default": st.column_config.TextColumn(width=200),
+        },
     )  # fmt: skip
 
 

@@ -301,7 +301,6 @@ def test_the_plane_is_the_same_in_both_renderers_with_sizes_by_number():
     assert rest["size"].iloc[0] == 150 > rest["size"].iloc[1]
     traces = {trace.name: trace for trace in plotly_figure(chart).data}
     assert list(traces["not chosen"].marker.size) == pytest.approx(list(np.sqrt(rest["size"])))
-    assert traces["not chosen"].hoverinfo is None, "a faint point tells its number all the same"
     line = table[table.series == "boundary"]
     assert line.y.to_numpy() == pytest.approx(1e-2 * (line.x.to_numpy() + 1e-3))
     layers = vega_spec(chart)["layer"]
@@ -317,6 +316,7 @@ def test_the_plane_is_the_same_in_both_renderers_with_sizes_by_number():
     ("changes", "said"),
     [
         ({}, "where the last chosen weight lies"),
+        ({"boundary": {"power": 0, "exp": 1, "eps": 0, "moment": "start"}}, "when the mask was made"),
         ({"boundary": None}, "No single line"),
         ({"threshold": None}, "nothing was chosen by score"),
         ({"threshold": None, "boundary": {"power": 0, "exp": 1, "eps": 0, "moment": "start"}}, "exactly 0"),
@@ -327,7 +327,7 @@ def test_the_plane_says_what_its_line_is_or_why_there_is_none(changes, said):
     plane = a_plane(**changes)
     chart = plane_chart(plane, *ends_of([plane]), STYLE, "dark")
     assert said in chart.alt
-    assert any(series.name == "boundary" for series in chart.shown) == (plane.threshold is not None and not changes)
+    assert any(series.name == "boundary" for series in chart.shown) == ("lies" in said or "made" in said)
 
 
 def test_a_plane_without_any_point_is_still_a_chart():
@@ -350,3 +350,12 @@ def test_turns_are_filled_where_a_layer_trains():
     assert "never trained: layer 1" in grid.alt
     assert "1 or 2 steps" in grid.alt
     assert grid.data()["to step"].tolist() == [2, 4, 5]
+
+
+def test_a_logarithmic_axis_over_many_powers_of_ten_has_few_ticks():
+    wide = Chart("a", "a", "x", "y", (Series("s", [1, 100], [1e-21, 1e-2], "#000000"),), "", log_x=True, log_y=True)
+    layout = plotly_figure(wide).layout
+    assert layout.xaxis.dtick == "D2"
+    assert layout.yaxis.dtick == 2
+    nothing = Chart("a", "a", "x", "y", (), "", log_y=True)
+    assert plotly_figure(nothing).layout.yaxis.type == "log"

@@ -14,7 +14,8 @@ _LOOKS = {
     "random": ("baseline", "circle"),
     "bottom": ("reparameterised", "square"),
 }
-_NAMES = {"top": "largest Fisher information", "random": "at random", "bottom": "smallest"}
+NAMES = {"top": "largest Fisher information", "random": "at random", "bottom": "smallest"}
+"""Groups of weights in words."""
 
 
 def divergence_chart(found: dict[str, Any], theme: Theme) -> Chart:
@@ -35,9 +36,9 @@ def divergence_chart(found: dict[str, Any], theme: Theme) -> Chart:
         kl, predicted = (np.array([row[key] for row in rows], dtype=float) for key in ("kl", "quadratic"))
         tone = colour(family, theme)
         series += [
-            Series(f"{_NAMES[group]}: predicted", steps, predicted.mean(1), tone, dash=(6, 3)),
+            Series(f"{NAMES[group]}: predicted", steps, predicted.mean(1), tone, dash=(6, 3)),
             Series(
-                f"{_NAMES[group]}: measured",
+                f"{NAMES[group]}: measured",
                 steps,
                 kl.mean(1),
                 tone,

@@ -94,7 +94,6 @@ def _points(plane: Plane, name: str, title: str, tone: str, marker: str, most: i
         tone,
         "points",
         marker=marker,
-        faint=name == "rest",
         sizes=SMALLEST + (LARGEST - SMALLEST) * scale,
         labels=tuple(f"{count:,} weights" if count > 1 else "1 weight" for count in held.tolist()),
     )
@@ -121,4 +120,6 @@ def _sentence(plane: Plane) -> str:
         if plane.boundary["moment"] == "start" and not plane.examples:
             return f"{shown} The boundary was drawn in gradients before training: it stands in the first frame."
         return f"{shown} No boundary: nothing was chosen by score in this step."
+    if plane.boundary["moment"] == "start" and plane.step > 1:
+        return f"{shown} The boundary is where the last chosen weight lay when the mask was made; many have moved."
     return f"{shown} The boundary is where the last chosen weight lies."

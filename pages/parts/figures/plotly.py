@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -27,8 +28,8 @@ def plotly_figure(chart: Chart) -> go.Figure:
         hovermode="closest" if chart.sized or all(s.kind == "points" for s in chart.shown) else "x unified",
         showlegend=len(chart.shown) > 1,
     )
-    figure.update_xaxes(title=chart.x, tickformat=chart.x_format or None, **_axis(chart.x_range, chart.log_x))
-    figure.update_yaxes(title=chart.y, tickformat=chart.y_format or None, **_axis(chart.y_range, chart.log_y))
+    figure.update_xaxes(title=chart.x, tickformat=chart.x_format or None, **_axis(chart, "x"))
+    figure.update_yaxes(title=chart.y, tickformat=chart.y_format or None, **_axis(chart, "y"))
     return figure
 
 
@@ -58,7 +59,7 @@ def _trace(chart: Chart, series: Series) -> go.Scatter:
         # Labels come from the engine's own names; Plotly reads a subset of HTML in any text.
         text=[_plain(label) for label in series.labels] or None,
         hovertemplate=f"{label}{value}" + (f" at %{{x:,}}<extra>{_plain(series.name)}</extra>" if label else ""),
-        hoverinfo="skip" if series.faint and not series.labels else None,
+        hoverinfo="skip" if series.faint else None,
         **interval,
     )
 
@@ -76,14 +77,25 @@ def _line(series: Series) -> dict[str, Any]:
     return {"color": series.colour, "dash": dash, "width": 2}
 
 
-def _axis(ends: tuple[float, float] | None, log: bool) -> dict[str, Any]:
+def _axis(chart: Chart, axis: Literal["x", "y"]) -> dict[str, Any]:
+    ends, log = (chart.x_range, chart.log_x) if axis == "x" else (chart.y_range, chart.log_y)
     if not log:
         return {"range": list(ends)} if ends else {}
-    if ends is None:
-        return {"type": "log", "dtick": "D2"}
-    low, high = np.log10(ends).tolist()
-    # Over several powers of ten a tick at each 2 and 5 would be too many.
-    return {"type": "log", "dtick": 1 if high - low > 2 else "D2", "range": [low, high]}
+    fixed = {"range": np.log10(ends).tolist()} if ends else {}
+    return {"type": "log", "dtick": _tick(ends or _extent(chart, axis)), **fixed}
+
+
+def _extent(chart: Chart, axis: Literal["x", "y"]) -> tuple[float, float]:
+    """The smallest and largest number that has a place on a logarithmic axis."""
+    found = np.concatenate([np.ones(0), *(getattr(series, axis) for series in chart.shown)])
+    found = found[np.isfinite(found) & (found > 0)]
+    return (float(found.min()), float(found.max())) if len(found) else (1.0, 10.0)
+
+
+def _tick(ends: tuple[float, float]) -> str | int:
+    """Ticks at each 1, 2 and 5 for two powers of ten, else at so many powers that about ten are left."""
+    decades = float(np.log10(ends[1] / ends[0]))
+    return "D2" if decades <= 2 else max(1, math.ceil(decades / 10))
 
 
 def _plain(text: str) -> str:

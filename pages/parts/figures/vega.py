@@ -54,7 +54,7 @@ def _points(chart: Chart) -> list[dict[str, Any]]:
     if not points:
         return []
     place = {"x": _x(chart), "y": _y(chart)}
-    shapes = _by_series(chart.shown, [series.marker or "circle" for series in chart.shown]) | _legend(chart)
+    shapes = _by_series(chart.shown, [_shape(series) for series in chart.shown]) | _legend(chart)
     look = {**_colours(chart), "shape": shapes, "tooltip": _tooltip(chart)}
     if chart.sized:
         look["size"] = {"field": "size", "type": "quantitative", "scale": None}
@@ -81,8 +81,15 @@ def _legend(chart: Chart) -> Channel:
     if len(chart.shown) < 2:
         return {"legend": None}
     only_points = all(series.kind == "points" for series in chart.shown)
-    symbol = {} if only_points else {"symbolType": "stroke", "symbolSize": 250}
+    symbol: Channel = (
+        {"symbolSize": 80} if chart.sized else {} if only_points else {"symbolType": "stroke", "symbolSize": 250}
+    )
     return {"legend": {"title": None, "orient": "top", "columns": 2, "labelLimit": 260, **symbol}}
+
+
+def _shape(series: Series) -> str:
+    """In the legend a line or guide is a stroke."""
+    return series.marker or ("circle" if series.kind == "points" else "stroke")
 
 
 def _colours(chart: Chart) -> dict[str, Channel]:
