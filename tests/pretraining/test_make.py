@@ -106,6 +106,7 @@ def test_the_teachers_states_are_removed_once_the_model_is_made(made: Made, home
     assert facts["threads"] == torch.get_num_threads()
 
 
+@pytest.mark.slow
 def test_it_learns(made: Made, home: Path, tmp_path: Path) -> None:
     short, long = (made("nano-llama", tmp_path / "to", tmp_path / str(n), steps=n) for n in (1, 30))
     assert long["held_out"]["reviews"] < short["held_out"]["reviews"] - 1
