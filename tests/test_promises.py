@@ -23,7 +23,7 @@ from engine.training.loop import Loop
 from engine.training.recipe import prepare_torch
 from engine.training.run import optimizer_scalars, run_job
 from tests.small import spec_data
-from tests.training.test_run import StopAt, series, submit
+from tests.training.test_run import StopAt, go_on, series, stop, submit
 
 
 class GoOn:
@@ -196,15 +196,10 @@ def test_a_resumed_run_counts_the_time_before_and_teaches_no_speed(
     home: Path, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id, runs = submit(home, spec_data(small, "bitfit", steps=20)), Runs(home)
-    with monkeypatch.context() as patch:
-        patch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
-        patch.setattr("engine.training.run.RowControl", lambda runs, run_id: StopAt(runs, run_id, 15, "keep"))
-        assert run_job(home, run_id, Caches()) == "stopped"
+    stop(home, run_id, 15, monkeypatch)
     saved = checkpoint.read(runs.folder(run_id).checkpoint)
     assert saved is not None
-    runs.resume(run_id, "test")
-    assert runs.claim(run_id, "here", {"pid": 0})
-    assert run_job(home, run_id, Caches()) == "finished"
+    go_on(home, run_id)
     summary = runs.get(run_id).summary
     assert summary is not None
     assert summary["seconds"] > saved.state["elapsed"] >= saved.state["seconds"] > 0

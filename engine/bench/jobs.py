@@ -30,7 +30,7 @@ class Case:
     """One method with one seed.
 
     Attributes:
-        method: its name, or with settings.
+        method: its name.
         seed: of the run.
         plan: the resolved plan of our run.
         folder: holds its job files and what comes of them.

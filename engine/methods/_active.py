@@ -108,10 +108,7 @@ class ActiveTensors(Method):
         named = dict(model.named_parameters())
         rows = self.trainables(self.context.architecture, self.config)
         self._tensors = {row.name: named[row.name] for row in rows}
-        heads = {row.name for row in self.context.architecture.head}
-        for name, parameter in named.items():
-            if name not in heads:
-                parameter.requires_grad_(name in self._tensors)
+        self.freeze(model, but=self._tensors)
         self._optimizer = OwnAdamW(self._tensors, self.context.weight_decay)
         return model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from engine.methods.contract import Batches
 
 if TYPE_CHECKING:
     import torch
+
+PREFIX = "examples."
 
 
 def kept(batches: Batches, count: int, progress: Callable[[int, int], None]) -> list[dict[str, torch.Tensor]]:
@@ -48,3 +50,18 @@ def together(examples: Sequence[dict[str, torch.Tensor]], pad: int) -> dict[str,
         return torch.cat(parts)
 
     return {key: column(key) for key in examples[0]}
+
+
+def to_state(batches: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Examples or batches as a method's state holds them."""
+    return {f"{PREFIX}{number}.{key}": tensor for number, batch in enumerate(batches) for key, tensor in batch.items()}
+
+
+def from_state(state: Mapping[str, torch.Tensor], device: str) -> list[dict[str, torch.Tensor]]:
+    """Inverse of `to_state`, on a device; whatever else the state holds is passed over."""
+    found: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in state.items():
+        number, _, key = name.removeprefix(PREFIX).partition(".")
+        if name.startswith(PREFIX):
+            found.setdefault(int(number), {})[key] = tensor.to(device)
+    return [found[number] for number in sorted(found)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from engine.errors import BudgetError
-from engine.methods._selective import StaticMask
+from engine.methods._static import StaticMask
 from engine.methods.contract import MethodConfig, largest
 from engine.models.architecture import Architecture, Parameter
 

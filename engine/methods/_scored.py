@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from engine.errors import DataError
-from engine.methods._selective import StaticMask
+from engine.methods._static import StaticMask
 from engine.methods.contract import Batches, MethodConfig
 from engine.methods.observed import Choice
 

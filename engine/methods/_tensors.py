@@ -29,12 +29,9 @@ class WholeTensors(Method):
 
     def attach(self, model: nn.Module) -> nn.Module:
         """Freeze everything but these tensors and the head."""
-        heads = {row.name for row in self.context.architecture.head}
         named = dict(model.named_parameters())
         wanted: dict[str, Any] = {row.name: named[row.name] for row in self.rows_trained()}
-        for name, parameter in named.items():
-            if name not in heads:
-                parameter.requires_grad_(name in wanted)
+        self.freeze(model, but=wanted)
         self._by_name = wanted
         return model
 

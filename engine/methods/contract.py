@@ -19,7 +19,7 @@ Modules of `engine.methods` import torch inside functions only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -203,6 +203,13 @@ class Method:
     def attach(self, model: nn.Module) -> nn.Module:
         """Freeze, wrap or extend the model, and return the model to train. The head is the loop's."""
         raise NotImplementedError(type(self).__name__)
+
+    def freeze(self, model: nn.Module, but: Collection[str] = ()) -> None:
+        """Let the tensors of these names train and no others; the head, which is the loop's, stays as it is."""
+        heads = {row.name for row in self.context.architecture.head}
+        for name, parameter in model.named_parameters():
+            if name not in heads:
+                parameter.requires_grad_(name in but)
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """What the loop's dense AdamW trains for the method, with names as in `trainables`."""

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from engine.errors import Diverged
-from engine.methods._examples import kept, together
+from engine.methods._examples import from_state, kept, to_state, together
 from engine.methods._peft import ADAPTER
 from engine.methods.contract import Batches, Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.lora import LoRA, LowRankConfig
@@ -267,15 +267,8 @@ class IST(LoRA):
         """The importance, and the examples it is judged on."""
         import torch
 
-        groups = {f"group{n}.{key}": value for n, group in enumerate(self._groups) for key, value in group.items()}
-        return {"importance": torch.from_numpy(self.importance.copy()), **groups}
+        return {"importance": torch.from_numpy(self.importance.copy()), **to_state(self._groups)}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self.importance = state["importance"].cpu().numpy().copy()
-        device = self.parameters()[0][1].device
-        groups: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in state.items():
-            group, _, key = name.partition(".")
-            if key:
-                groups.setdefault(int(group.removeprefix("group")), {})[key] = value.to(device)
-        self._groups = [groups[number] for number in sorted(groups)]
+        self._groups = from_state(state, self.context.device)

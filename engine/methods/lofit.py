@@ -9,6 +9,7 @@ from pydantic import Field
 
 from engine.errors import BudgetError, SpecError
 from engine.methods._active import ActiveTensors
+from engine.methods._phases import first_phase
 from engine.methods.contract import Context, Family, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
@@ -126,7 +127,7 @@ class LoFiT(ActiveTensors):
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
         super().__init__(config, context, inner)
         settings: Any = config
-        self.switch = max(1, round(settings.probe * context.steps))
+        self.switch = first_phase(settings.probe, context.steps)
         """Steps of the first phase."""
         self.rows = self.trainables(context.architecture, config)
         self._wrappers: dict[str, HeadOffsets] = {}
@@ -195,7 +196,7 @@ class LoFiT(ActiveTensors):
         count = len(cls.all_heads(architecture, config))
         if config.heads > count:
             found.append(f"This model has {count:,} attention heads: all of them get an offset, not {config.heads:,}.")
-        if max(1, round(config.probe * steps)) >= steps:
+        if first_phase(config.probe, steps) >= steps:
             found.append(f"All {steps} steps belong to the first phase: the offsets it chooses are never trained.")
         return found
 

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from engine.errors import Diverged, RunFailed
 from engine.methods._active import OwnAdamW
-from engine.methods._selective import SelectiveConfig, StaticMask
+from engine.methods._phases import first_phase
+from engine.methods._selective import SelectiveConfig
+from engine.methods._static import StaticMask
 from engine.methods.contract import Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
@@ -89,7 +91,7 @@ class LTSFT(StaticMask):
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
         super().__init__(config, context, inner)
         settings: Any = config
-        self.switch = max(1, round(settings.probe * context.steps))
+        self.switch = first_phase(settings.probe, context.steps)
         """Steps of the first phase."""
         self._base: list[torch.Tensor] = []
         self._dense: OwnAdamW | None = None
@@ -106,7 +108,7 @@ class LTSFT(StaticMask):
     @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
         found = super().warnings(architecture, config, steps)
-        first = max(1, round(config.probe * steps))
+        first = first_phase(config.probe, steps)
         if first >= steps:
             found.append(f"All {steps} steps belong to the first phase: nothing is left to train what it finds.")
         return found

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from engine.methods._selective import SelectiveConfig, StaticMask
+from engine.methods._selective import SelectiveConfig
+from engine.methods._static import StaticMask
 from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, MethodConfig, Paper
 from engine.methods.observed import Boundary
 from engine.methods.registry import register

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from engine.methods._selective import StaticMask
+from engine.methods._static import StaticMask
 from engine.methods.contract import LearningRate, Paper
 from engine.methods.registry import register
 

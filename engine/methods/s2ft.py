@@ -9,7 +9,7 @@ from pydantic import Field
 
 from engine.errors import BudgetError
 from engine.methods._neurons import inputs_of, neurons_of
-from engine.methods._selective import StaticMask
+from engine.methods._static import StaticMask
 from engine.methods.contract import LearningRate, MethodConfig, Paper, largest
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-BETAS = (0.9, 0.999)
-EPS = 1e-8
-
 
 class SparseGradConfig(ScoringConfig):
     """Settings of SparseGrad."""
@@ -167,11 +164,8 @@ class SparseGrad(Method):
         from engine.sparse.selection import shares
 
         named = dict(model.named_parameters())
-        heads = {row.name for row in self.context.architecture.head}
         self._tensors = {row.name: named[row.name] for row in self.rows}
-        for name, parameter in named.items():
-            if name not in heads:
-                parameter.requires_grad_(name in self._tensors)
+        self.freeze(model, but=self._tensors)
         sizes = [row.size for row in self.rows]
         quotas = shares(sizes, self.size(self.context.architecture, self.config)) if sizes else []
         self._quotas = {row.name: quota for row, quota in zip(self.rows, quotas, strict=True)}
@@ -261,7 +255,7 @@ class SparseGrad(Method):
 
     def _adam(self, name: str, places: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Direction of the step of some entries, whose moments are brought up to date."""
-        from engine.sparse.optimizer import put
+        from engine.sparse.optimizer import BETAS, EPS, put
 
         first, second = (moment.view(-1) for moment in self._moments[name])
         mean = first.index_select(0, places).lerp_(values, 1 - BETAS[0])

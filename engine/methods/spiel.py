@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from engine.errors import Diverged, RunFailed
-from engine.methods._selective import CountConfig, StaticMask
+from engine.methods._selective import CountConfig
+from engine.methods._static import StaticMask
 from engine.methods.contract import Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter

@@ -179,10 +179,7 @@ class SSF(Method):
 
         config: Any = self.config
         architecture = self.context.architecture
-        heads = {row.name for row in architecture.head}
-        for name, parameter in model.named_parameters():
-            if name not in heads:
-                parameter.requires_grad_(False)
+        self.freeze(model)
         for row in self.scaled(architecture, config):
             wrapper = wrap(model, row.module, ScaledShifted)
             self._wrappers[row.name] = self._wrappers[f"{row.module}.bias"] = wrapper

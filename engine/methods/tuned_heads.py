@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from engine.errors import BudgetError, DataError
+from engine.errors import BudgetError
+from engine.methods._examples import from_state, kept, to_state
 from engine.methods._neurons import inputs_of, neurons_of
-from engine.methods._selective import StaticMask
+from engine.methods._phases import first_phase
+from engine.methods._static import StaticMask
 from engine.methods.contract import Batches, Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
@@ -114,7 +115,7 @@ class TunedHeads(StaticMask):
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
         super().__init__(config, context, inner)
         settings: Any = config
-        self.switch = max(1, round(settings.warm * context.steps))
+        self.switch = first_phase(settings.warm, context.steps)
         """Steps of the first phase."""
         self._examples: list[dict[str, torch.Tensor]] = []
         self._model: nn.Module | None = None
@@ -173,7 +174,7 @@ class TunedHeads(StaticMask):
         count = architecture.layers * architecture.heads
         if config.heads > count:
             found.append(f"This model has {count:,} attention heads: all of them train, not {config.heads:,}.")
-        if max(1, round(config.warm * steps)) >= steps:
+        if first_phase(config.warm, steps) >= steps:
             found.append(f"All {steps} steps belong to the first phase: the heads it finds are never trained.")
         return found
 
@@ -191,11 +192,7 @@ class TunedHeads(StaticMask):
             DataError: when there is none.
         """
         config: Any = self.config
-        for batch in islice(batches, config.samples):
-            self._examples.append({key: tensor.clone() for key, tensor in batch.items()})
-            progress(len(self._examples), config.samples)
-        if not self._examples:
-            raise DataError("There is no training example to switch heads off on.", "Use a larger dataset.")
+        self._examples = kept(batches, config.samples, progress)
 
     def update(self, lr: float | torch.Tensor, scale: torch.Tensor) -> None:
         if self.sparse.count:
@@ -282,22 +279,14 @@ class TunedHeads(StaticMask):
         """In the first phase the examples, then what is selected."""
         if self.sparse.count:
             return super().state_dict()
-        return {
-            f"example.{number}.{key}": tensor
-            for number, example in enumerate(self._examples)
-            for key, tensor in example.items()
-        }
+        return to_state(self._examples)
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         if "steps" in state:
             self._examples = []
             super().load_state_dict(state)
             return
-        examples: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in state.items():
-            _, number, key = name.split(".")
-            examples.setdefault(int(number), {})[key] = tensor.to(self.context.device)
-        self._examples = [examples[number] for number in sorted(examples)]
+        self._examples = from_state(state, self.context.device)
 
 
 def entries_of(row: Parameter, own: Sequence[int], heads: int) -> torch.Tensor:

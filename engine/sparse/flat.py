@@ -29,12 +29,17 @@ class Part:
     Attributes:
         tensors: their numbers.
         begin: address of the first entry.
-        size: addresses, a multiple of `BLOCK`; the last one belongs to no tensor.
+        filled: entries.
     """
 
     tensors: range
     begin: int
-    size: int
+    filled: int
+
+    @property
+    def size(self) -> int:
+        """Addresses, a multiple of `BLOCK`; the last one belongs to no entry: what concerns none is written there."""
+        return (self.filled // BLOCK + 1) * BLOCK
 
     @property
     def end(self) -> int:
@@ -103,8 +108,7 @@ class FlatTensors:
             if gradient is None:
                 gradient = torch.zeros((), device=device).expand(self.parameters[one].numel())
             pieces.append(gradient.reshape(-1).float())
-        filled = sum(map(len, pieces))
-        return torch.cat([*pieces, torch.zeros(part.size - filled, device=device)])
+        return torch.cat([*pieces, torch.zeros(part.size - part.filled, device=device)])
 
     def separate(self) -> None:
         """Give every tensor a place of its own again."""
@@ -131,8 +135,7 @@ def _layout(sizes: Sequence[int]) -> tuple[list[Part], list[int]]:
         for number in tensors:
             starts.append(address)
             address += sizes[number]
-        # One address at least stays free: what concerns no entry is written there.
-        parts.append(Part(tensors, begin, ((address - begin) // BLOCK + 1) * BLOCK))
+        parts.append(Part(tensors, begin, address - begin))
         begin = parts[-1].end
     return parts, starts
 

@@ -72,7 +72,7 @@ class Unmasking:
         """Keys and gradients of entries of the part, among them the best that are free."""
         scores = self._score(gradient, self._sparse.flat.values[part.begin : part.end].float())
         scores.index_fill_(0, selected, EXCLUDED)
-        for places in [*self._never.get(part, ()), slice(self._filled(part), part.size)]:
+        for places in [*self._never.get(part, ()), slice(part.filled, part.size)]:
             scores[places] = EXCLUDED
         if most * BLOCK < part.size:
             places = _promising(scores, most)
@@ -80,10 +80,6 @@ class Unmasking:
         every = torch.arange(part.begin, part.end, device=scores.device)
         best = unique_keys(scores, every).topk(min(most, part.size), sorted=False)
         return best.values, gradient.index_select(0, best.indices)
-
-    def _filled(self, part: Part) -> int:
-        """Entries of the part that belong to a tensor."""
-        return sum(self._sparse.flat.parameters[tensor].numel() for tensor in part.tensors)
 
 
 def _promising(scores: torch.Tensor, most: int) -> torch.Tensor:

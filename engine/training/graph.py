@@ -66,9 +66,8 @@ class GraphSteps:
         if self._whole:
             self._work.hook_gradients()
         else:
-            method = self._built.method
-            trained = [*self._built.dense, *method.streamed(), *method.ranked()]
-            self._kept = [(parameter, torch.zeros_like(parameter)) for _, parameter in trained]
+            trained = [parameter for parameter in self._built.model.parameters() if parameter.requires_grad]
+            self._kept = [(parameter, torch.zeros_like(parameter)) for parameter in trained]
 
     def take(self, step: int) -> int:
         length = self._examples.length(step)

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from engine.errors import Diverged
+from engine.sparse.optimizer import BETAS, EPS
 from engine.spec import TrainSpec
 
-BETAS = (0.9, 0.999)
-EPS = 1e-8
 RECENT = 20
 """Losses averaged by the divergence guard."""
 

@@ -25,7 +25,7 @@ from engine.training.run import run_job
 from tests.methods.driver import Training, batches_of, make, weights
 from tests.small import spec_data
 from tests.tiny import architecture_of, tiny_batch, tiny_bert, tiny_llama
-from tests.training.test_run import StopAt, series, submit
+from tests.training.test_run import go_on, series, stop, submit, wake
 
 STEPS = 12
 Build = Callable[[], nn.Module]
@@ -383,16 +383,10 @@ def test_a_run_stopped_in_its_middle_ends_as_one_that_was_not(
     runs = Runs(home)
     whole, halted = submit(home, data), submit(home, data)
     assert run_job(home, whole, Caches()) == "finished", runs.get(whole).error
-    monkeypatch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
-    for at in (2, 12):
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                "engine.training.run.RowControl", lambda runs, run_id, at=at: StopAt(runs, run_id, at, "keep")
-            )
-            assert run_job(home, halted, Caches()) == "stopped"
-        runs.resume(halted, "test")
-        assert runs.claim(halted, "here", {"pid": 0})
-    assert run_job(home, halted, Caches()) == "finished", runs.get(halted).error
+    stop(home, halted, 2, monkeypatch)
+    wake(home, halted)
+    stop(home, halted, 12, monkeypatch)
+    go_on(home, halted)
     assert series(home, whole)["train/loss"] == series(home, halted)["train/loss"]
     folders = [export_run(home, run, "merged", tmp_path / run) for run in (whole, halted)]
     first, second = (AutoModelForSequenceClassification.from_pretrained(folder) for folder in folders)

@@ -29,7 +29,7 @@ from engine.training.run import run_job
 from tests.methods.driver import Training, batches_of, make, weights
 from tests.small import spec_data
 from tests.tiny import architecture_of, tiny_batch, tiny_bert, tiny_llama
-from tests.training.test_run import StopAt, series, submit
+from tests.training.test_run import go_on, series, stop, submit
 
 EXAMPLES = batches_of(24, size=1)
 BASES = {"bert": tiny_bert, "llama": tiny_llama}
@@ -491,15 +491,10 @@ def test_cofitune_resumes_bit_for_bit_and_fits_whole_layers() -> None:
 def test_a_whole_run_that_was_stopped_goes_on_bit_for_bit(
     home: Path, small: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
-    runs, caches, data = Runs(home), Caches(), spec_data(small, method, lr=0.01, steps=12)
+    data = spec_data(small, method, lr=0.01, steps=12)
     straight, stopped = submit(home, data), submit(home, data)
-    assert run_job(home, straight, caches) == "finished", runs.get(straight).error
-    with monkeypatch.context() as patch:
-        patch.setattr("engine.training.run.RowControl", lambda runs, run_id: StopAt(runs, run_id, 7, "keep"))
-        assert run_job(home, stopped, caches) == "stopped", runs.get(stopped).error
-    runs.resume(stopped, "test")
-    assert runs.claim(stopped, "here", {"pid": 0})
-    assert run_job(home, stopped, caches) == "finished", runs.get(stopped).error
+    assert run_job(home, straight, Caches()) == "finished", Runs(home).get(straight).error
+    stop(home, stopped, 7, monkeypatch)
+    go_on(home, stopped)
     for key in ("train/loss", "gradient/norm", "validation/loss"):
         assert series(home, straight)[key] == series(home, stopped)[key]

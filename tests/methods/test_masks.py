@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from engine.errors import BudgetError
-from engine.methods._selective import StaticMask
+from engine.methods._static import StaticMask
 from engine.methods.fish import FishMask
 from engine.methods.gps import GPS
 from engine.methods.magnitude import LargestMagnitude

@@ -32,7 +32,7 @@ from tests.methods.driver import Training, batches_of, make, weights
 from tests.small import spec_data
 from tests.test_promises import trained
 from tests.tiny import architecture_of, context_for, tiny_batch, tiny_bert, tiny_llama
-from tests.training.test_run import StopAt, series, submit
+from tests.training.test_run import go_on, series, stop, submit
 
 BOTH = pytest.mark.parametrize("cls", [MeZO, SparseMeZO], ids=lambda cls: cls.name)
 MODELS = pytest.mark.parametrize("base", [tiny_bert, tiny_llama], ids=["bert", "llama"])
@@ -417,14 +417,9 @@ def test_on_lora_a_stopped_run_resumes_as_if_never_stopped_and_is_an_adapter(
     data = spec_data(small, {"name": "mezo", "on": {"name": "lora", "rank": 2}}, lr=0.02, steps=20)
     straight, stopped = submit(home, data), submit(home, data)
     assert run_job(home, straight, Caches()) == "finished", Runs(home).get(straight).error
-    with monkeypatch.context() as patch:
-        patch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
-        patch.setattr("engine.training.run.RowControl", lambda runs, run_id: StopAt(runs, run_id, 8, "keep"))
-        assert run_job(home, stopped, Caches()) == "stopped"
+    stop(home, stopped, 8, monkeypatch)
+    go_on(home, stopped)
     runs = Runs(home)
-    runs.resume(stopped, "test")
-    assert runs.claim(stopped, "here", {"pid": 0})
-    assert run_job(home, stopped, Caches()) == "finished", runs.get(stopped).error
     assert series(home, stopped) == series(home, straight)
     summary = runs.get(straight).summary
     assert summary is not None

@@ -17,7 +17,7 @@ from engine.store.runs import Runs
 from engine.training.build import Caches, build
 from engine.training.run import run_job
 from tests.small import spec_data
-from tests.training.test_run import StopAt, submit
+from tests.training.test_run import go_on, stop, submit
 
 STEPS = 100
 LISA = {"name": "lisa", "layers": 1, "interval": 1, "outside": False}
@@ -78,14 +78,8 @@ def test_lisas_turns_are_recorded_step_by_step_also_through_a_stop(home, small, 
     straight, stopped = (submit(home, spec_data(small, LISA, lr=0.01, steps=STEPS)) for _ in range(2))
     assert run_job(home, straight, Caches()) == "finished"
     assert recorded(home, straight) == expected
-    with monkeypatch.context() as patch:
-        patch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
-        patch.setattr("engine.training.run.RowControl", lambda runs, run: StopAt(runs, run, 41, "keep"))
-        assert run_job(home, stopped, Caches()) == "stopped"
-    runs = Runs(home)
-    runs.resume(stopped, "test")
-    assert runs.claim(stopped, "here", {"pid": 0})
-    assert run_job(home, stopped, Caches()) == "finished", runs.get(stopped).error
+    stop(home, stopped, 41, monkeypatch)
+    go_on(home, stopped)
     assert recorded(home, stopped) == expected
 
 

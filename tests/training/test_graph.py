@@ -21,7 +21,7 @@ from engine.training.graph import Examples
 from engine.training.run import run_job
 from tests.models.saved import CONFIGS, save_tiny, save_tokenizer
 from tests.small import spec_data
-from tests.training.test_run import StopAt, series, settings_of, submit
+from tests.training.test_run import go_on, series, settings_of, stop, submit
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -72,14 +72,9 @@ def test_the_same_numbers_twice_and_after_a_resume(
     data = on_gpu(small, settings_of(method, 300))
     straight, again, stopped = finished(home, data), finished(home, data), submit(home, data)
     assert series(home, again) == series(home, straight)
-    with monkeypatch.context() as patch:
-        patch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
-        patch.setattr("engine.training.run.RowControl", lambda runs, run_id: StopAt(runs, run_id, 21, "keep"))
-        assert run_job(home, stopped, Caches()) == "stopped"
+    stop(home, stopped, 21, monkeypatch)
+    go_on(home, stopped)
     runs = Runs(home)
-    runs.resume(stopped, "test")
-    assert runs.claim(stopped, "here", {"pid": 0})
-    assert run_job(home, stopped, Caches()) == "finished", runs.get(stopped).error
     assert series(home, stopped) == series(home, straight)
     ours, theirs = (load_file(runs.folder(run).result / "trained.safetensors") for run in (stopped, straight))
     assert all(torch.equal(ours[key], tensor) for key, tensor in theirs.items())

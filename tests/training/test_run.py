@@ -87,6 +87,26 @@ class StopAt:
         return self.how if self.done() >= self.step else None
 
 
+def stop(home: Path, run_id: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Execute a run until so many steps are done, and stop it there with its checkpoint kept."""
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
+        patch.setattr("engine.training.run.RowControl", lambda runs, run_id: StopAt(runs, run_id, step, "keep"))
+        assert run_job(home, run_id, Caches()) == "stopped", Runs(home).get(run_id).error
+
+
+def wake(home: Path, run_id: str) -> None:
+    """Let a stopped run be executed again."""
+    Runs(home).resume(run_id, "test")
+    assert Runs(home).claim(run_id, "here", {"pid": 0})
+
+
+def go_on(home: Path, run_id: str) -> None:
+    """Execute a stopped run to its end."""
+    wake(home, run_id)
+    assert run_job(home, run_id, Caches()) == "finished", Runs(home).get(run_id).error
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -101,15 +121,10 @@ def test_a_stopped_run_resumes_as_if_never_stopped(
     data = spec_data(small, method, lr=0.01, steps=20)
     straight, stopped = submit(home, data), submit(home, data)
     assert run_job(home, straight, Caches()) == "finished", Runs(home).get(straight).error
-    with monkeypatch.context() as patch:
-        patch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
-        patch.setattr("engine.training.run.RowControl", lambda runs, run_id: StopAt(runs, run_id, 8, "keep"))
-        assert run_job(home, stopped, Caches()) == "stopped"
+    stop(home, stopped, 8, monkeypatch)
     assert len(series(home, stopped)["train/loss"]) == 8
+    go_on(home, stopped)
     runs = Runs(home)
-    runs.resume(stopped, "test")
-    assert runs.claim(stopped, "here", {"pid": 0})
-    assert run_job(home, stopped, Caches()) == "finished", runs.get(stopped).error
     assert series(home, stopped) == series(home, straight)
     ours, theirs = ((runs.folder(run).result / "trained.safetensors") for run in (straight, stopped))
     for key, tensor in load_file(theirs).items():
