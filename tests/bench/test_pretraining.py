@@ -14,6 +14,7 @@ from engine.bench import pretraining
 from tests.small import spec_data
 
 
+@pytest.mark.slow
 def test_both_sides_are_tuned_and_paired(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ def spec(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "spec.yaml"
 
 
+@pytest.mark.slow
 def test_both_sides_see_the_same_losses(spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--models", str(tmp_path / "model"), "--methods", "lora", "--pairs", "2", "--steps", "8", "--fused"]
     assert steps.main([*words, "--spec", str(spec), "--out", str(tmp_path / "out")]) == 0

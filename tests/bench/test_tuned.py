@@ -13,6 +13,7 @@ from engine.bench import tuned
 from tests.small import spec_data
 
 
+@pytest.mark.slow
 def test_each_method_meets_the_test_set_at_its_best_rate(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
