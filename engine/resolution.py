@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine import settings
 from engine.devices import cpu_threads, resolve_device
 from engine.errors import SpecError
 from engine.models.architecture import Architecture
@@ -19,6 +20,7 @@ def resolved_train(
     *,
     drops: bool,
     captured: bool,
+    packs: bool,
 ) -> TrainSpec:
     """The recipe without any `auto`; one without any stays as it is.
 
@@ -29,6 +31,7 @@ def resolved_train(
         dataset: decides the number of tokens.
         drops: whether the method itself has dropout.
         captured: whether any of its step can be a CUDA graph.
+        packs: whether runs of it can share one pass.
 
     Raises:
         SpecError: for a device, precision, length or execution that cannot be had.
@@ -40,7 +43,7 @@ def resolved_train(
             "device": device,
             "threads": cpu_threads() if train.threads == "auto" else train.threads,
             "precision": _precision(train.precision, device),
-            "execution": _execution(train, device, family, drops=drops, captured=captured),
+            "execution": _execution(train, device, family, drops=drops, captured=captured, packs=packs),
             "max_length": max_length(train, architecture, dataset),
         }
     )
@@ -54,7 +57,7 @@ def _precision(wanted: str, device: str) -> str:
     return wanted
 
 
-def _execution(train: TrainSpec, device: str, family: Family, *, drops: bool, captured: bool) -> str:
+def _execution(train: TrainSpec, device: str, family: Family, *, drops: bool, captured: bool, packs: bool) -> str:
     """The fastest that can be had.
 
     Ragged batches draw no dropout: it draws one number per entry, and over tensors of another shape
@@ -76,9 +79,19 @@ def _execution(train: TrainSpec, device: str, family: Family, *, drops: bool, ca
         else "this type of model moves data from the processor at every step"
         if not family.captured
         else "",
+        "packed": "it is for a GPU"
+        if device == "cpu"
+        else "what this method trains cannot stand beside what other runs train"
+        if not packs
+        else "runs that share a pass cannot draw dropout as they would alone"
+        if train.dropout or drops
+        else "this type of model cannot do it"
+        if family.head_reads not in ("pooler", "first")
+        else "",
     }
     if train.execution == "auto":
-        return next(name for name in ("graph", "ragged", "padded") if not hindrances[name])
+        fastest = ("packed", "graph", "ragged", "padded") if settings.packs() else ("graph", "ragged", "padded")
+        return next(name for name in fastest if not hindrances[name])
     if hindrances[train.execution]:
         raise SpecError(
             f"{train.execution.capitalize()} execution was asked for, but {hindrances[train.execution]}.",

@@ -32,6 +32,11 @@ def cpu_slots() -> int:
     return max(1, int(_number("PEFTSCOPE_CPU_SLOTS", 1)))
 
 
+def packs() -> bool:
+    """Whether runs share a GPU by default where they can: ``PEFTSCOPE_PACK``, set to 1 for a class; by default not."""
+    return _number("PEFTSCOPE_PACK", 0) > 0
+
+
 def idle_minutes() -> float:
     """How long the engine stays without work: ``PEFTSCOPE_IDLE_MINUTES``, by default 30."""
     return _number("PEFTSCOPE_IDLE_MINUTES", 30)

@@ -89,12 +89,13 @@ class TrainSpec(_Part):
     )
     device: str = Field("auto", title="Device", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | Literal["auto"] = Field("auto", title="CPU threads")
-    execution: Literal["auto", "padded", "ragged", "graph"] = Field(
+    execution: Literal["auto", "padded", "ragged", "graph", "packed"] = Field(
         "auto",
         title="Step execution",
         description="padded: batches as tables. ragged: without work for padding, on the CPU and without dropout. "
-        "graph: recorded once and replayed, on a GPU. Same batches, and the same numbers but for rounding; auto "
-        "takes what is fastest.",
+        "graph: recorded once and replayed, on a GPU. packed: the same, in one pass with all waiting runs that "
+        "differ in seed, steps, learning rate or rank alone. Same batches, and the same numbers but for rounding; auto "
+        "takes what is fastest for one run, or `packed` in a lab that is set up for a class.",
     )
     max_length: int | Literal["auto"] = Field(
         "auto", title="Tokens per example", description="auto: 64 for sentences, 256 for reviews."

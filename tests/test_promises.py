@@ -20,8 +20,9 @@ from engine.training.build import Built, Caches, base_model, build, encoded_spli
 from engine.training.courtesy import Courtesy
 from engine.training.execution import EagerSteps, StepWork
 from engine.training.loop import Loop
+from engine.training.phases import optimizer_scalars
 from engine.training.recipe import prepare_torch
-from engine.training.run import optimizer_scalars, run_job
+from engine.training.run import run_job
 from tests.small import spec_data
 from tests.training.test_run import StopAt, go_on, series, stop, submit
 
@@ -183,7 +184,7 @@ def test_a_run_that_starts_again_shows_nothing_from_before(
     run_id, runs = submit(home, spec_data(small, {"name": "id3", "k": 300}, steps=50)), Runs(home)
     for step in (9, 4):
         monkeypatch.setattr(
-            "engine.training.run.RowControl", lambda runs, run_id, at=step: StopAt(runs, run_id, at, "discard")
+            "engine.training.job.RowControl", lambda runs, run_id, at=step: StopAt(runs, run_id, at, "discard")
         )
         assert run_job(home, run_id, Caches()) == "stopped"
         assert len(series(home, run_id)["train/loss"]) == step

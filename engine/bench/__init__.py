@@ -7,7 +7,18 @@ from collections.abc import Sequence
 
 from engine.errors import UnknownName
 
-BENCHMARKS = ("accuracy", "calibration", "language", "pretraining", "selective", "start", "steps", "tune", "tuned")
+BENCHMARKS = (
+    "accuracy",
+    "calibration",
+    "language",
+    "many",
+    "pretraining",
+    "selective",
+    "start",
+    "steps",
+    "tune",
+    "tuned",
+)
 
 
 def main(argv: Sequence[str]) -> int:

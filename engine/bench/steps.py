@@ -87,7 +87,7 @@ def _row(given: argparse.Namespace, model: str, method: str, folder: Path) -> di
     for pair in range(given.pairs):
         # Which side comes first changes from pair to pair.
         for side in ("ours", "plain") if pair % 2 else ("plain", "ours"):
-            (ours if side == "ours" else plain).append(_timed(case, side))
+            (ours if side == "ours" else plain).append(timed(case, side))
     ratios = [our["speed"] / other["speed"] for our, other in zip(ours, plain, strict=True)]
     early = [np.array(found[0]["losses"][:EARLY]) for found in (ours, plain)]
     return {
@@ -104,7 +104,7 @@ def _row(given: argparse.Namespace, model: str, method: str, folder: Path) -> di
     }
 
 
-def _timed(case: Case, side: str) -> dict[str, Any]:
+def timed(case: Case, side: str) -> dict[str, Any]:
     """Steps per second, and losses, of one side in a process of its own."""
     program = ["-m", "engine.bench.pool", str(case.ours)] if side == "ours" else [str(PLAIN), str(case.reference)]
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from engine.errors import BudgetError
-from engine.methods.observed import Boundary, Choice, Ranks, Selection
+from engine.methods.observed import Boundary, Choice, Product, Ranks, Selection
 from engine.models.architecture import Architecture, Parameter
 
 if TYPE_CHECKING:
@@ -144,6 +144,11 @@ class Method:
     """What of a step a CUDA graph can hold: all of it, forward and backward pass, or nothing.
 
     Of a captured step only the work on tensors is repeated: its hooks are called a few times in all.
+    """
+    packs: ClassVar[tuple[str, ...]] = ()
+    """Settings in which runs may differ that share one pass over their model; none where they cannot share it.
+
+    They can where all that is trained, from first step to last, are `products` beside linear layers.
     """
     not_capturable: ClassVar[str] = ""
     """Why not all of its step can be captured; empty when it can."""
@@ -286,6 +291,10 @@ class Method:
     def active_now(self) -> frozenset[str] | None:
         """Names of the tensors that train just now, for methods that train whole tensors in turns."""
         return None
+
+    def products(self) -> list[Product]:
+        """What it adds to linear layers, in model order; only where it `packs`."""
+        raise NotImplementedError(type(self).__name__)
 
     def kept(self) -> int | None:
         """Scalars that the finished method keeps, where that is known only at the end; else None."""

@@ -60,6 +60,7 @@ class DoRA(LoRA):
         r"\lVert \cdot \rVert": "length of each weight vector; no gradient flows through it",
     }
     lr = LearningRate(2e-3, f"best of 1e-3, 2e-3 and 4e-3 by {TUNED_BY}, budget 26,112")
+    packs = ()
     notes = (
         "The paper writes the lengths as a 1 by k row of column norms. It reads W as inputs by outputs; in PyTorch's "
         "layout, outputs by inputs, they are the norms of the rows, one per output, as in the authors' code and in "

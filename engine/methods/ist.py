@@ -142,6 +142,7 @@ class IST(LoRA):
         "for; here as many are compared as there are. The budget counts all adapters."
     )
     Config: ClassVar[type[MethodConfig]] = IstConfig
+    packs = ()
     steady = False
     scores_first = True
     captured = "gradients"

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from engine.errors import BudgetError, SpecError
 from engine.methods._peft import ADAPTER, MAX_RANK, AdapterConfig, PeftMethod, in_out
 from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, MethodConfig, Paper, largest
+from engine.methods.observed import Product
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
@@ -99,6 +100,7 @@ class LoRA(PeftMethod):
         "the adapters alone, as this lab does."
     )
     Config: ClassVar[type[MethodConfig]] = LowRankConfig
+    packs: ClassVar[tuple[str, ...]] = ("rank", "rank_pattern", "alpha")
 
     @classmethod
     def ranks_of(cls, architecture: Architecture, config: Any) -> dict[str, int]:
@@ -153,6 +155,17 @@ class LoRA(PeftMethod):
             )
         left = target - cls.size(architecture, with_ranks(rank, {}))
         return with_ranks(rank, _one_more(targets, rank, left) if rank < most else {})
+
+    def products(self) -> list[Product]:
+        return [
+            Product(
+                name.rpartition(".")[0],
+                layer.lora_A[ADAPTER].weight,
+                layer.lora_B[ADAPTER].weight,
+                float(layer.scaling[ADAPTER]),
+            )
+            for name, layer in self._layers.items()
+        ]
 
     def peft_config(self) -> Any:
         from peft import LoraConfig

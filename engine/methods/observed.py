@@ -1,13 +1,16 @@
-"""What can be seen of a method at one moment: its mask, its ranks, and by which line it chose."""
+"""What can be seen of a method at one moment: its mask, its ranks, its products, and by which line it chose."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from engine.models.architecture import Parameter
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,23 @@ class Ranks:
     active: np.ndarray
     budget: int
     final_budget: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a low-rank method adds to a linear layer: scale * B A x beside W x.
+
+    Attributes:
+        module: full name of the layer.
+        a: (rank, inputs).
+        b: (outputs, rank).
+        scale: of the product.
+    """
+
+    module: str
+    a: nn.Parameter
+    b: nn.Parameter
+    scale: float
 
 
 @dataclass(frozen=True)

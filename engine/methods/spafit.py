@@ -85,6 +85,7 @@ class SPAFIT(LoRA):
         r"r, \alpha": "rank and scale",
     }
     lr = LearningRate(1e-3, "LoRA's: this method was not tuned on MiniLM")
+    packs = ()
     notes = (
         "A reconstruction from the paper's description: group one is frozen, group two trains biases only, group three "
         "has LoRA at chosen attention matrices and trains biases elsewhere. The paper tries several borders on "

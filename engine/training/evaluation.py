@@ -1,4 +1,4 @@
-"""Logits of a model over a split, longest sentences together to save padding."""
+"""Logits of a model over a split, sentences of like length together to save padding."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import torch
 from torch import nn
 
 from engine.tasks.encoding import Encoded
+from engine.training.replay import Replays
 
 EVAL_BATCH = 64
+GPU_EVAL_BATCH = 512
+"""A GPU waits for launches rather than for arithmetic."""
 
 
 def to_device(batch: dict[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:
@@ -32,22 +35,61 @@ def predict(
         float32 array (examples, classes).
     """
     chosen = np.arange(len(encoded)) if indices is None else np.asarray(indices)
-    lengths = encoded.offsets[chosen + 1] - encoded.offsets[chosen]
-    by_length = np.argsort(lengths, kind="stable")
+    by_length = np.argsort(encoded.lengths[chosen], kind="stable")
+    size = EVAL_BATCH if device == "cpu" else GPU_EVAL_BATCH
     was_training = model.training
     model.eval()
     parts = []
-    for start in range(0, len(chosen), EVAL_BATCH):
-        batch = to_device(encoded.batch(chosen[by_length[start : start + EVAL_BATCH]]), device)
+    for start in range(0, len(chosen), size):
+        batch = to_device(encoded.batch(chosen[by_length[start : start + size]]), device)
         batch.pop("labels")
         parts.append(model(**batch).logits.float())
         if progress:
-            progress(min(start + EVAL_BATCH, len(chosen)), len(chosen))
+            progress(min(start + size, len(chosen)), len(chosen))
     model.train(was_training)
-    sorted_logits = torch.cat(parts).cpu().numpy()
-    logits = np.empty_like(sorted_logits)
-    logits[by_length] = sorted_logits
-    return logits
+    return _in_order(torch.cat(parts), by_length)
+
+
+class Sample:
+    """A few examples that are asked again and again while a model trains; on a GPU that is a graph.
+
+    Args:
+        model: whose tensors stay where they are.
+        encoded: a split.
+        indices: of the examples.
+        device: where the model is.
+    """
+
+    def __init__(self, model: nn.Module, encoded: Encoded, indices: np.ndarray, device: str) -> None:
+        self._model, self._replays = model, Replays(device)
+        self._by_length = np.argsort(encoded.lengths[indices], kind="stable")
+        self._batch = to_device(encoded.batch(indices[self._by_length]), device)
+        self._batch.pop("labels")
+        self._logits: torch.Tensor | None = None
+
+    def logits(self) -> np.ndarray:
+        """Of the model as it is now, float32 (examples, classes)."""
+        was_training = self._model.training
+        self._model.eval()
+        self._replays.run("answers", self._answer)
+        self._model.train(was_training)
+        assert self._logits is not None
+        return _in_order(self._logits, self._by_length)
+
+    @torch.no_grad()
+    def _answer(self) -> None:
+        logits = self._model(**self._batch).logits.float()
+        if self._logits is None:
+            self._logits = torch.empty_like(logits)
+        self._logits.copy_(logits)
+
+
+def _in_order(logits: torch.Tensor, by_length: np.ndarray) -> np.ndarray:
+    """Sorted logits back in the order of the examples."""
+    found = logits.cpu().numpy()
+    ordered: np.ndarray = np.empty_like(found)
+    ordered[by_length] = found
+    return ordered
 
 
 def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -12,11 +12,14 @@ from torch.nn import functional
 from engine.tasks.encoding import Encoded
 from engine.training import recipe
 from engine.training.build import Built
-from engine.training.evaluation import to_device
+from engine.training.evaluation import predict, to_device
 from engine.training.ragged import RaggedForward
 
 Batch = Mapping[str, torch.Tensor]
 Forward = Callable[[Batch], torch.Tensor]
+Logits = np.ndarray
+Progress = Callable[[int, int], None]
+"""Takes examples done, and all of them."""
 
 
 class Witness(Protocol):
@@ -53,6 +56,12 @@ class Steps(Protocol):
 
     def read(self) -> list[tuple[int, tuple[float, float, float]]]:
         """Of all steps since the last reading: its number, loss, accuracy and gradient norm before clipping."""
+
+    def elsewhere(self) -> float:
+        """Seconds that these steps took outside these calls, since last asked: of what is done for several runs."""
+
+    def predict(self, encoded: Encoded, indices: np.ndarray | None = None, progress: Progress | None = None) -> Logits:
+        """What the model answers now, float32 (examples, classes); to all examples where no indices are given."""
 
 
 class StepWork:
@@ -123,7 +132,23 @@ class StepWork:
             parameter.register_post_accumulate_grad_hook(consume)
 
 
-class EagerSteps:
+class Alone:
+    """Steps of one run by itself, whose model answers too."""
+
+    def __init__(self, built: Built) -> None:
+        self._model, self._device = built.model, built.spec.train.device
+
+    def elsewhere(self) -> float:
+        return 0.0
+
+    def predict(self, encoded: Encoded, indices: np.ndarray | None = None, progress: Progress | None = None) -> Logits:
+        return predict(self._model, encoded, self._device, indices, progress)
+
+    def wait(self) -> None:
+        wait_for(self._device)
+
+
+class EagerSteps(Alone):
     """One operation after another, on padded or ragged batches.
 
     Args:
@@ -133,6 +158,7 @@ class EagerSteps:
     """
 
     def __init__(self, built: Built, encoded: Encoded, order: np.ndarray) -> None:
+        super().__init__(built)
         self._work, self._train = StepWork(built, forward_of(built)), built.spec.train
         self._encoded, self._order = encoded, order
         self._waiting: list[tuple[int, torch.Tensor]] = []
@@ -159,9 +185,6 @@ class EagerSteps:
         self._waiting.append((step, torch.stack([loss, accuracy, norm.to(loss.device)])))
         return batch["attention_mask"].numel()
 
-    def wait(self) -> None:
-        wait_for(self._train.device)
-
     def read(self) -> list[tuple[int, tuple[float, float, float]]]:
         if not self._waiting:
             return []
@@ -177,6 +200,10 @@ def steps_of(built: Built, encoded: Encoded, order: np.ndarray) -> Steps:
         from engine.training.graph import GraphSteps
 
         return GraphSteps(built, encoded, order)
+    if built.spec.train.execution == "packed":
+        from engine.training.pack.steps import Member
+
+        return Member(built, encoded, order)
     return EagerSteps(built, encoded, order)
 
 

@@ -11,8 +11,6 @@ Where a method's own work cannot be captured, forward and backward pass are, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import nn
@@ -21,13 +19,15 @@ from engine.sparse.optimizer import put
 from engine.tasks.encoding import Encoded
 from engine.training import recipe
 from engine.training.build import Built
-from engine.training.execution import StepWork, Witness, padded_forward, wait_for
+from engine.training.evaluation import Sample
+from engine.training.execution import Alone, Logits, Progress, StepWork, Witness, padded_forward
+from engine.training.replay import Replays
 
 BUCKET = 8
 """Lengths that a graph is made for: multiples of this."""
 
 
-class GraphSteps:
+class GraphSteps(Alone):
     """Implements `engine.training.execution.Steps` on a GPU.
 
     Args:
@@ -37,6 +37,7 @@ class GraphSteps:
     """
 
     def __init__(self, built: Built, encoded: Encoded, order: np.ndarray) -> None:
+        super().__init__(built)
         train = built.spec.train
         self._built, self._work = built, StepWork(built, padded_forward(built))
         self._examples = Examples(encoded, order, train.device)
@@ -45,13 +46,11 @@ class GraphSteps:
         self._rate = torch.zeros((), device=train.device)
         self._step = torch.zeros(1, dtype=torch.int64, device=train.device)
         self._numbers = torch.zeros(train.steps, 3, device=train.device)
-        self._seen: set[int] = set()
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(train.device)
+        self._replays = Replays(train.device)
         self._kept: list[tuple[nn.Parameter, torch.Tensor]] = []
         self._read = self._taken = 0
         self._whole = built.method.captured == "step"
+        self._samples: dict[bytes, Sample] = {}
 
     def show(self, witness: Witness) -> None:
         self._work.witness = witness
@@ -72,15 +71,12 @@ class GraphSteps:
     def take(self, step: int) -> int:
         length = self._examples.length(step)
         if self._whole:
-            self._run(length, lambda: self._captured_step(step, length))
+            self._replays.run(length, lambda: self._captured_step(step, length))
         else:
-            self._run(length, lambda: self._captured_gradients(length))
+            self._replays.run(length, lambda: self._captured_gradients(length))
             self._rest(step)
         self._taken = step + 1
         return self._examples.batch_size * length
-
-    def wait(self) -> None:
-        wait_for(self._built.spec.train.device)
 
     def read(self) -> list[tuple[int, tuple[float, float, float]]]:
         rows = self._numbers[self._read : self._taken].cpu().tolist()
@@ -88,23 +84,12 @@ class GraphSteps:
         self._read = self._taken
         return found
 
-    def _run(self, length: int, work: Callable[[], None]) -> None:
-        """Replay the graph of a length; its first batch is computed as it is, its second makes the graph."""
-        if length in self._graphs:
-            self._graphs[length].replay()
-            return
-        self._stream.wait_stream(torch.cuda.current_stream())
-        if length not in self._seen:
-            with torch.cuda.stream(self._stream):
-                work()
-            self._seen.add(length)
-            torch.cuda.current_stream().wait_stream(self._stream)
-            return
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            work()
-        self._graphs[length] = graph
-        graph.replay()
+    def predict(self, encoded: Encoded, indices: np.ndarray | None = None, progress: Progress | None = None) -> Logits:
+        if indices is None:
+            return super().predict(encoded, None, progress)
+        if indices.tobytes() not in self._samples:
+            self._samples[indices.tobytes()] = Sample(self._model, encoded, indices, self._device)
+        return self._samples[indices.tobytes()].logits()
 
     def _captured_step(self, step: int, length: int) -> None:
         """A whole step; `step` is of no use to a method whose step can be captured."""

@@ -23,7 +23,7 @@ SECONDS = 0.5
 ROUNDS = 30
 
 
-def measure(built: Built, encoded: Encoded) -> dict[str, Any] | None:
+def measure(built: Built, encoded: Encoded, company: int = 1) -> dict[str, Any] | None:
     """Medians over interleaved rounds, so that a slow moment of the machine slows all of them.
 
     None where memory has no room for the copies that this needs: a finished run must not fail for it.
@@ -31,19 +31,20 @@ def measure(built: Built, encoded: Encoded) -> dict[str, Any] | None:
     Args:
         built: the finished run.
         encoded: a split; its example of median length is asked.
+        company: runs that are measured one after another while the others wait; they share the time.
 
     Returns:
         ``tokens`` of the one example, ``rounds``, and milliseconds per answer: ``base``, ``trained``,
         and ``merged`` where merging makes another model of it.
     """
     try:
-        return _measure(built, encoded)
+        return _measure(built, encoded, SECONDS / company)
     except (MemoryError, RuntimeError) as error:  # torch says either, and its own kind of the latter
         log.warning("answer times could not be measured: %s", error)
         return None
 
 
-def _measure(built: Built, encoded: Encoded) -> dict[str, Any]:
+def _measure(built: Built, encoded: Encoded, seconds: float) -> dict[str, Any]:
     device = built.spec.train.device
     place = int(np.argsort(encoded.lengths, kind="stable")[len(encoded) // 2])
     batch = to_device(encoded.batch(np.array([place])), device)
@@ -57,7 +58,7 @@ def _measure(built: Built, encoded: Encoded) -> dict[str, Any]:
     training = {name: model.training for name, model in asked.items()}
     for model in asked.values():
         model.eval()
-    times = _interleaved({name: _question(model, batch, device) for name, model in asked.items()})
+    times = _interleaved({name: _question(model, batch, device) for name, model in asked.items()}, seconds)
     for name, model in asked.items():
         model.train(training[name])
     milliseconds = {name: 1000 * median(found) for name, found in times.items()}
@@ -74,7 +75,7 @@ def _question(model: nn.Module, batch: dict[str, torch.Tensor], device: str) -> 
     return ask
 
 
-def _interleaved(questions: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+def _interleaved(questions: dict[str, Callable[[], None]], seconds: float) -> dict[str, list[float]]:
     """Seconds per question and round; the first round warms up and does not count."""
     times: dict[str, list[float]] = {name: [] for name in questions}
     end = 0.0
@@ -87,5 +88,5 @@ def _interleaved(questions: dict[str, Callable[[], None]]) -> dict[str, list[flo
             if number:
                 times[name].append(time.perf_counter() - started)
         if number == 0:
-            end = time.perf_counter() + SECONDS
+            end = time.perf_counter() + seconds
     return times

@@ -36,6 +36,20 @@ class Layout:
         self.positions = torch.from_numpy(np.broadcast_to(columns, self._real.shape)[self._real])
         self.read = torch.from_numpy(starts + read)
 
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        """Softmax attention within each example.
+
+        Args:
+            q: (tokens, heads, d), or (n, heads, d) where each example asks with one token.
+            k, v: (tokens, key heads, d); key heads divide heads (grouped-query attention).
+            scale: of the scores.
+
+        Returns:
+            Like `q`.
+        """
+        output: torch.Tensor = _Attention.apply(q, k, v, self, scale)
+        return output
+
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows (tokens, heads, d) as (n * heads, longest, d)."""
         _, heads, width = rows.shape
@@ -76,22 +90,6 @@ class Layout:
             back = np.arange(taken.size).reshape(taken.shape).transpose(0, 2, 1)[self._real]
             self._places[heads] = torch.from_numpy(taken.ravel()), torch.from_numpy(back.ravel())
         return self._places[heads]
-
-
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scale: float) -> torch.Tensor:
-    """Softmax attention within each example.
-
-    Args:
-        q: (tokens, heads, d), or (n, heads, d) where each example asks with one token.
-        k, v: (tokens, key heads, d); key heads divide heads (grouped-query attention).
-        layout: of the batch.
-        scale: of the scores.
-
-    Returns:
-        Like `q`.
-    """
-    output: torch.Tensor = _Attention.apply(q, k, v, layout, scale)
-    return output
 
 
 class _Attention(torch.autograd.Function):

@@ -13,7 +13,7 @@ from engine.tasks.order import batch_order, curve_sample
 from engine.training import checkpoint, recipe
 from engine.training.build import Built
 from engine.training.courtesy import Courtesy
-from engine.training.evaluation import loss_and_accuracy, predict
+from engine.training.evaluation import loss_and_accuracy
 from engine.training.execution import steps_of
 from engine.training.recorder import Recorder
 
@@ -59,6 +59,8 @@ class Loop:
             self.steps.show(self.recorder.plane)
         self.curve = curve_sample(self.validation.labels)
         self.curve_steps = set(curve_points(self.train.steps))
+        self.done = 0
+        """Steps that were done when this attempt began."""
         self.seconds = 0.0
         """Time spent in training steps, evaluation and checkpoints apart."""
         self.loop_seconds = 0.0
@@ -66,6 +68,7 @@ class Loop:
         self.earlier = 0.0
         """Wall time of what was done before the checkpoint this run goes on from."""
         self._began = time.monotonic()
+        self._looped = time.perf_counter()
         self._window = 0.0
         self._flushed = self._saved = time.monotonic()
 
@@ -80,41 +83,58 @@ class Loop:
         Raises:
             Stopped, Diverged: with the checkpoint kept as each promises.
         """
-        done = self._resume()
-        self.sink.phase("training", done, self.train.steps)
-        self.steps.start(done)
-        if done == 0:
+        self.begin()
+        self.open()
+        for step in range(self.done, self.train.steps):
+            self.advance(step)
+
+    def begin(self) -> None:
+        """Restore the checkpoint if there is one."""
+        self.done = self._resume()
+        self.sink.phase("training", self.done, self.train.steps)
+        self.steps.start(self.done)
+
+    def open(self) -> None:
+        """What is measured and kept of a run before its first step."""
+        if self.done == 0:
             self._measure_curve(0)
             self._save(0)
             self.recorder.start()
-        looped = time.perf_counter()
-        for step in range(done, self.train.steps):
-            last = step + 1 == self.train.steps
-            self.recorder.watch(step, last)
-            started = time.perf_counter()
-            self.recorder.count_tokens(self.steps.take(step))
-            if framed := self.recorder.due(step, last):
-                self.steps.wait()  # what the steps still need is no cost of the frame
-            self._window += time.perf_counter() - started - self.recorder.looking()
-            self.recorder.watched(step)
-            self.recorder.follow(step + 1)
-            if framed:
-                self.recorder.frame(step)
-            if not (last or step + 1 in self.curve_steps or self._due(self._flushed, FLUSH_SECONDS)):
-                continue
-            self._flush(step + 1)
-            self.loop_seconds += time.perf_counter() - looped
-            if step + 1 in self.curve_steps:
-                self._measure_curve(step + 1)
-            if not last:
-                self._pause(step + 1)
-            looped = time.perf_counter()
+        self._looped = time.perf_counter()
+
+    def advance(self, step: int) -> None:
+        """Take one step, and record, evaluate and save what is due after it.
+
+        Raises:
+            Stopped, Diverged: with the checkpoint kept as each promises.
+        """
+        last = step + 1 == self.train.steps
+        self.recorder.watch(step, last)
+        started = time.perf_counter()
+        self.recorder.count_tokens(self.steps.take(step))
+        if framed := self.recorder.due(step, last):
+            self.steps.wait()  # what the steps still need is no cost of the frame
+        self._window += time.perf_counter() - started - self.recorder.looking()
+        self.recorder.watched(step)
+        self.recorder.follow(step + 1)
+        if framed:
+            self.recorder.frame(step)
+        if not (last or step + 1 in self.curve_steps or self._due(self._flushed, FLUSH_SECONDS)):
+            return
+        self._flush(step + 1)
+        self.loop_seconds += time.perf_counter() - self._looped
+        if step + 1 in self.curve_steps:
+            self._measure_curve(step + 1)
+        if not last:
+            self._pause(step + 1)
+        self._looped = time.perf_counter()
 
     def _flush(self, done: int) -> None:
         """Read the waiting numbers from the device, store them, and act on what they say."""
         started = time.perf_counter()
         found = self.steps.read()
         self._window += time.perf_counter() - started  # a GPU finishes its steps here
+        self._window += self.steps.elsewhere()
         if found:
             for step, (loss, accuracy, norm) in found:
                 self.sink.scalar("train/loss", step + 1, loss)
@@ -142,7 +162,7 @@ class Loop:
 
     def _measure_curve(self, done: int) -> None:
         """Validation loss and accuracy on the fixed sample."""
-        logits = predict(self.built.model, self.validation, self.train.device, self.curve)
+        logits = self.steps.predict(self.validation, self.curve)
         self.courtesy.look()
         loss, accuracy = loss_and_accuracy(logits, self.validation.labels[self.curve])
         self.sink.scalar("validation/loss", done, loss)

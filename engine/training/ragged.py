@@ -12,7 +12,7 @@ The modules are the library's, with whatever a method has put into their linear 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,9 +20,25 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from engine.models.architecture import OFFSET_POSITIONS
 from engine.models.families import Family
-from engine.training.layout import Layout, attend
+from engine.training.layout import Layout
 
-Forward = Callable[[Any, torch.Tensor, torch.Tensor | None, Layout], torch.Tensor]
+
+class Places(Protocol):
+    """Where the tokens of a ragged batch lie.
+
+    Attributes:
+        positions: int64 (tokens,), place of each token in its example.
+        read: int64 (n,), the tokens that the head reads.
+    """
+
+    positions: torch.Tensor
+    read: torch.Tensor
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        """Softmax attention within each example; see `engine.training.layout.Layout.attend`."""
+
+
+Forward = Callable[[Any, torch.Tensor, torch.Tensor | None, Places], torch.Tensor]
 
 
 class RaggedForward:
@@ -36,7 +52,7 @@ class RaggedForward:
     def __init__(self, model: Any, family: Family) -> None:
         assert family.head_reads is not None, "the plan allows no other"
         self._model, self._reads_last = model, family.head_reads == "last"
-        self._forward = _FORWARDS[family.head_reads]
+        self._forward = FORWARDS[family.head_reads]
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits (n, classes) of a padded batch, computed over its real tokens alone."""
@@ -57,7 +73,7 @@ class RaggedForward:
         return places
 
 
-def _encoder(model: Any, ids: torch.Tensor, types: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+def _encoder(model: Any, ids: torch.Tensor, types: torch.Tensor | None, layout: Places) -> torch.Tensor:
     """State of each example's first token after the last layer of a BERT-like encoder, (n, width)."""
     backbone, config = model.base_model, model.config
     offset = config.pad_token_id + 1 if config.model_type in OFFSET_POSITIONS else 0
@@ -74,19 +90,19 @@ def _encoder(model: Any, ids: torch.Tensor, types: torch.Tensor | None, layout: 
     return _encoder_layer(last, hidden, hidden.index_select(0, layout.read), layout)
 
 
-def _encoder_layer(layer: Any, hidden: torch.Tensor, asking: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _encoder_layer(layer: Any, hidden: torch.Tensor, asking: torch.Tensor, layout: Places) -> torch.Tensor:
     """One layer: all tokens of `hidden` are keys and values, those of `asking` are queries and go on."""
     own = layer.attention.self
     q, k, v = (
         linear(states).unflatten(-1, (-1, own.attention_head_size))
         for linear, states in ((own.query, asking), (own.key, hidden), (own.value, hidden))
     )
-    attended = layer.attention.output(attend(q, k, v, layout, own.scaling).flatten(1), asking)
+    attended = layer.attention.output(layout.attend(q, k, v, own.scaling).flatten(1), asking)
     output: torch.Tensor = layer.output(layer.intermediate(attended), attended)
     return output
 
 
-def _decoder(model: Any, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _decoder(model: Any, ids: torch.Tensor, layout: Places) -> torch.Tensor:
     """State of the tokens that the head reads after the last layer and norm of a Llama, (n, width)."""
     backbone = model.base_model
     hidden = backbone.embed_tokens(ids)
@@ -99,7 +115,7 @@ def _decoder(model: Any, ids: torch.Tensor, layout: Layout) -> torch.Tensor:
 
 
 def _decoder_layer(
-    layer: Any, hidden: torch.Tensor, chosen: torch.Tensor | None, turns: tuple[torch.Tensor, ...], layout: Layout
+    layer: Any, hidden: torch.Tensor, chosen: torch.Tensor | None, turns: tuple[torch.Tensor, ...], layout: Places
 ) -> torch.Tensor:
     """One layer: all tokens are keys and values, the chosen ones (all by default) are queries and go on."""
     own, normed = layer.self_attn, layer.input_layernorm(hidden)
@@ -114,25 +130,25 @@ def _decoder_layer(
     else:
         q, _ = apply_rotary_pos_emb(q, q, pick(cos), pick(sin))
         _, k = apply_rotary_pos_emb(k, k, cos, sin)
-    hidden = pick(hidden) + own.o_proj(attend(q, k, v, layout, own.scaling).flatten(1))
+    hidden = pick(hidden) + own.o_proj(layout.attend(q, k, v, own.scaling).flatten(1))
     output: torch.Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
     return output
 
 
-def _by_pooler(model: Any, ids: torch.Tensor, types: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+def _by_pooler(model: Any, ids: torch.Tensor, types: torch.Tensor | None, layout: Places) -> torch.Tensor:
     logits: torch.Tensor = model.classifier(model.base_model.pooler(_encoder(model, ids, types, layout)[:, None]))
     return logits
 
 
-def _by_first(model: Any, ids: torch.Tensor, types: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+def _by_first(model: Any, ids: torch.Tensor, types: torch.Tensor | None, layout: Places) -> torch.Tensor:
     logits: torch.Tensor = model.classifier(_encoder(model, ids, types, layout)[:, None])
     return logits
 
 
-def _by_last(model: Any, ids: torch.Tensor, types: torch.Tensor | None, layout: Layout) -> torch.Tensor:
+def _by_last(model: Any, ids: torch.Tensor, types: torch.Tensor | None, layout: Places) -> torch.Tensor:
     logits: torch.Tensor = model.score(_decoder(model, ids, layout))
     return logits
 
 
-_FORWARDS: dict[str, Forward] = {"pooler": _by_pooler, "first": _by_first, "last": _by_last}
+FORWARDS: dict[str, Forward] = {"pooler": _by_pooler, "first": _by_first, "last": _by_last}
 """By what the family's head reads."""

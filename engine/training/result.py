@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from engine.stats.metrics import Outcomes
 from engine.tasks.dataset import Split
 from engine.tasks.encoding import Encoded
 from engine.training.build import Built, head_tensors
-from engine.training.evaluation import loss_and_accuracy, predict
+from engine.training.evaluation import loss_and_accuracy
+from engine.training.execution import Progress, Steps
 from engine.training.result_file import TEST, write_result, write_whole
 
 SHOWN = 8
@@ -33,9 +33,9 @@ class Measured:
     accuracy: float
 
 
-def measure(built: Built, encoded: Encoded, progress: Callable[[int, int], None]) -> Measured:
-    """Logits of the last weights over a whole split; `progress` takes (examples done, all examples)."""
-    logits = predict(built.model, encoded, built.spec.train.device, progress=progress)
+def measure(steps: Steps, encoded: Encoded, progress: Progress) -> Measured:
+    """Logits of the last weights over a whole split."""
+    logits = steps.predict(encoded, progress=progress)
     loss, accuracy = loss_and_accuracy(logits, encoded.labels)
     return Measured(logits, loss, accuracy)
 

@@ -18,7 +18,7 @@ from engine.plan import make_plan
 from engine.spec import parse_spec
 from engine.store.runs import Runs
 from engine.training.build import Caches
-from engine.training.layout import Layout, attend
+from engine.training.layout import Layout
 from engine.training.ragged import RaggedForward
 from engine.training.run import run_job
 from tests.models.saved import CONFIGS, save_tiny, save_tokenizer
@@ -83,7 +83,7 @@ def test_attention_is_differentiated_exactly(
     tokens = int(LENGTHS.sum())
     shapes = [(len(LENGTHS) if single else tokens, 4, 3), (tokens, 2, 3), (tokens, 2, 3)]
     rows = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, layout, 0.5), rows)
+    assert torch.autograd.gradcheck(lambda q, k, v: layout.attend(q, k, v, 0.5), rows)
 
 
 def test_a_decoder_that_pads_with_its_end_token_is_read_at_the_same_place(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def stop(home: Path, run_id: str, step: int, monkeypatch: pytest.MonkeyPatch) ->
     """Execute a run until so many steps are done, and stop it there with its checkpoint kept."""
     with monkeypatch.context() as patch:
         patch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
-        patch.setattr("engine.training.run.RowControl", lambda runs, run_id: StopAt(runs, run_id, step, "keep"))
+        patch.setattr("engine.training.job.RowControl", lambda runs, run_id: StopAt(runs, run_id, step, "keep"))
         assert run_job(home, run_id, Caches()) == "stopped", Runs(home).get(run_id).error
 
 
@@ -155,7 +155,7 @@ def test_entries_that_never_get_a_gradient_are_counted(home: Path, small: Path) 
 def test_a_discarded_run_leaves_no_checkpoint(home: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = submit(home, spec_data(small, "bitfit", steps=50))
     monkeypatch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
-    monkeypatch.setattr("engine.training.run.RowControl", lambda runs, run_id: StopAt(runs, run_id, 3, "discard"))
+    monkeypatch.setattr("engine.training.job.RowControl", lambda runs, run_id: StopAt(runs, run_id, 3, "discard"))
     assert run_job(home, run_id, Caches()) == "stopped"
     assert not Runs(home).folder(run_id).checkpoint.exists()
     assert series(home, run_id)["train/loss"]

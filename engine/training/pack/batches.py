@@ -1,0 +1,134 @@
+"""The batches of several runs end to end on the device, with shapes that a CUDA graph can hold.
+
+Each run has a row of as many tokens as the fullest batch of that step needs: its sentences one after
+another, and behind them padding, cut into sentences of its own that nothing ever reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from engine.tasks.encoding import Encoded
+
+GRAIN = 64
+"""Tokens that a run has on its row: a multiple of this."""
+
+
+class Flat:
+    """Where the tokens of some examples of each run lie; implements `engine.training.ragged.Places`.
+
+    Args:
+        lengths: int64 (runs, examples), tokens of each example.
+        width: tokens on each run's row.
+        longest: tokens of the longest example there can be.
+
+    Attributes:
+        positions: int64 (runs * width,), place of each token in its example.
+        read: int64 (runs * examples,), the first token of each example.
+        place: int64 (runs, width), which example each token is of; those of padding count on.
+        padding: bool (runs, width).
+    """
+
+    def __init__(self, lengths: torch.Tensor, width: int, longest: int) -> None:
+        runs, examples = lengths.shape
+        device = lengths.device
+        ends = lengths.cumsum(1)
+        # What is left of a row, cut into sentences no longer than real ones, so that attention over it stays cheap.
+        cuts = torch.arange(longest, width + longest, longest, device=device)
+        ends = torch.cat([ends, (ends[:, -1:] + cuts).clamp(max=width)], 1)
+        starts = functional.pad(ends[:, :-1], (1, 0))
+        columns = torch.arange(width, device=device).expand(runs, width).contiguous()
+        rows = torch.arange(runs, device=device)[:, None] * width
+        self.place = torch.searchsorted(ends, columns, right=True)
+        self.padding = self.place >= examples
+        self.positions = (columns - starts.gather(1, self.place)).view(-1)
+        self.read = (starts[:, :examples] + rows).reshape(-1)
+        self._longest = longest
+        self._bounds = functional.pad((ends + rows).view(-1), (1, 0)).int()
+        asks = torch.arange(1, examples + 1, device=device).repeat(runs, 1) + rows // width * examples
+        asks = torch.cat([asks, asks[:, -1:].expand(runs, len(cuts))], 1)
+        self._asked = functional.pad(asks.view(-1), (1, 0)).int()
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        """Softmax attention within each example; `q` is (tokens, heads, d) or (runs * examples, heads, d)."""
+        single = len(q) != len(k)
+        bounds = self._asked if single else self._bounds
+        if not q.is_cuda:
+            return _attend_anywhere(q, k, v, bounds, self._bounds, scale)
+        attended: torch.Tensor = torch.ops.aten._efficient_attention_forward(
+            q[None], k[None], v[None], None, bounds, self._bounds,
+            1 if single else self._longest, self._longest, 0.0, 0, True, scale=scale,
+        )[0]  # fmt: skip
+        return attended[0]
+
+
+def _attend_anywhere(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, asked: torch.Tensor, bounds: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """The same by a table of what may see what: for processors, which have no kernel for it, and small batches."""
+    of_queries, of_keys = (
+        torch.searchsorted(ends[1:], torch.arange(count, device=q.device, dtype=torch.int32), right=True)
+        for ends, count in ((asked, len(q)), (bounds, len(k)))
+    )
+    q, k, v = (states.transpose(0, 1)[None] for states in (q, k, v))
+    found = functional.scaled_dot_product_attention(q, k, v, of_queries[:, None] == of_keys, scale=scale)
+    return found[0].transpose(0, 1)
+
+
+class PackExamples:
+    """All examples on the device as tables, and which of them each run's steps read.
+
+    Args:
+        encoded: the examples.
+        orders: of each run, int64 (its steps, batch).
+        device: where the tables lie.
+    """
+
+    def __init__(self, encoded: Encoded, orders: Sequence[np.ndarray], device: str) -> None:
+        most = max(len(order) for order in orders)
+        self._longest = int(encoded.lengths.max())
+        padded = np.stack([np.pad(order, ((0, most - len(order)), (0, 0)), mode="edge") for order in orders])
+        self._tokens = [encoded.lengths[order].sum(1) for order in orders]
+        self._order = torch.from_numpy(padded).to(device)
+        self._tables = Tables(encoded, device)
+
+    def tokens(self, run: int, step: int) -> int:
+        """Real tokens of a run's step."""
+        return int(self._tokens[run][step])
+
+    def width(self, steps: Sequence[int]) -> int:
+        """Tokens on each row when the runs stand at these steps."""
+        fullest = max(self.tokens(run, min(step, len(self._tokens[run]) - 1)) for run, step in enumerate(steps))
+        return -(-fullest // GRAIN) * GRAIN
+
+    def batch(self, steps: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor | None, Flat, torch.Tensor]:
+        """Token ids, their types, layout and labels (runs, batch) at the step each run stands at, int64 (runs,)."""
+        runs = torch.arange(len(self._order), device=steps.device)
+        return self._tables.batch(self._order[runs, steps.clamp(max=self._order.shape[1] - 1)], width)
+
+
+class Tables:
+    """A split on the device."""
+
+    def __init__(self, encoded: Encoded, device: str) -> None:
+        every = encoded.batch(np.arange(len(encoded)))
+        self.longest, self._pad = every["input_ids"].shape[1], encoded.pad_id
+        self.lengths = torch.from_numpy(encoded.lengths).to(device)
+        self._ids, self._types, self._labels = (
+            None if key not in every else torch.from_numpy(every[key]).to(device)
+            for key in ("input_ids", "token_type_ids", "labels")
+        )
+
+    def batch(self, rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor | None, Flat, torch.Tensor]:
+        """The examples `rows`, int64 (runs, n), with `width` tokens for each run; see `PackExamples.batch`."""
+        flat = Flat(self.lengths[rows], width, self.longest)
+        examples = rows.gather(1, flat.place.clamp(max=rows.shape[1] - 1)).view(-1)
+        assert self._ids is not None
+        assert self._labels is not None
+        ids = self._ids[examples, flat.positions].masked_fill(flat.padding.view(-1), self._pad)
+        types = None if self._types is None else self._types[examples, flat.positions]
+        return ids, types, flat, self._labels[rows]

@@ -1,0 +1,152 @@
+"""One frozen model with the adapters and heads of several runs, stacked.
+
+All rows of a forward pass are ordered by run. A frozen layer sees them as one large batch; beside
+it, each run's own thin matrices multiply its own rows, as one batched product for all runs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine.training.build import Built
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One trained tensor of every run, at the same place of each run's row.
+
+    Attributes:
+        start: of its numbers in the row.
+        shape: large enough for every run's; what a run does not use of it stays 0.
+        members: each run's own tensor.
+    """
+
+    start: int
+    shape: tuple[int, ...]
+    members: tuple[nn.Parameter, ...]
+
+    def of(self, rows: torch.Tensor, run: int | None = None) -> torch.Tensor:
+        """The slot in (runs, numbers): (runs, *shape), or what one run uses of it."""
+        size = 1
+        for side in self.shape:
+            size *= side
+        part = rows[:, self.start : self.start + size].view(len(rows), *self.shape)
+        return part if run is None else part[run][tuple(slice(side) for side in self.members[run].shape)]
+
+
+class Stacks:
+    """What several runs train, in one buffer with a row for each of them.
+
+    Args:
+        runs: built, with the same modules trained in each.
+
+    Attributes:
+        values, gradients, first, second: float32 (runs, numbers): weights and AdamW's two moments.
+    """
+
+    def __init__(self, runs: Sequence[Built]) -> None:
+        self._slots: list[Slot] = []
+        self._trained: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._size = 0
+        self.products = self._products(runs)
+        self.heads = self._heads(runs)
+        device = runs[0].head[0][1].device
+        self.values, self.gradients, self.first, self.second = (
+            torch.zeros(len(runs), self._size, device=device) for _ in range(4)
+        )
+
+    def adopt(self, run: int, optimizer: torch.optim.Optimizer) -> None:
+        """Take over a run's weights and moments: its own tensors become views of its row."""
+        with torch.no_grad():
+            for slot in self._slots:
+                parameter, state = slot.members[run], optimizer.state[slot.members[run]]
+                for rows, old in ((self.first, state.get("exp_avg")), (self.second, state.get("exp_avg_sq"))):
+                    if old is not None:
+                        slot.of(rows, run).copy_(old)
+                slot.of(self.values, run).copy_(parameter)
+                parameter.data = slot.of(self.values, run)
+                state["exp_avg"], state["exp_avg_sq"] = slot.of(self.first, run), slot.of(self.second, run)
+
+    def trained(self, slot: Slot) -> nn.Parameter:
+        """A slot as a tensor to differentiate by; its values are those of the buffer."""
+        parameter = nn.Parameter(slot.of(self.values))
+        self._trained.append((parameter, slot.of(self.gradients)))
+        return parameter
+
+    def differentiate(self, loss: torch.Tensor) -> None:
+        """Put the gradients of a loss into their buffer."""
+        parameters, places = zip(*self._trained, strict=True)
+        torch._foreach_copy_(list(places), list(torch.autograd.grad(loss, parameters)))
+
+    def _products(self, runs: Sequence[Built]) -> dict[str, tuple[Slot, Slot, torch.Tensor]]:
+        """By module: the slots of A and B, and each run's scale as (runs, 1, 1)."""
+        found = {}
+        for products in zip(*(run.method.products() for run in runs), strict=True):
+            (module,) = {product.module for product in products}
+            scales = torch.tensor([[[product.scale]] for product in products], device=products[0].a.device)
+            found[module] = (self._slot([p.a for p in products]), self._slot([p.b for p in products]), scales)
+        return found
+
+    def _heads(self, runs: Sequence[Built]) -> dict[str, Slot]:
+        """By name of the tensor."""
+        heads = zip(*(run.head for run in runs), strict=True)
+        return {same[0][0]: self._slot([parameter for _, parameter in same]) for same in heads}
+
+    def _slot(self, members: Sequence[nn.Parameter]) -> Slot:
+        shape = tuple(max(sides) for sides in zip(*(parameter.shape for parameter in members), strict=True))
+        slot = Slot(self._size, shape, tuple(members))
+        self._slots.append(slot)
+        self._size += int(torch.Size(shape).numel())
+        return slot
+
+
+class PackedProduct(nn.Module):
+    """A frozen linear layer with each run's own product beside it."""
+
+    def __init__(self, plain: nn.Linear, a: nn.Parameter, b: nn.Parameter, scales: torch.Tensor) -> None:
+        super().__init__()
+        self.plain, self.a, self.b = plain, a, b
+        self._scales = scales
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, inputs), rows ordered by run, to (rows, outputs)."""
+        rows = x.reshape(len(self.a), -1, x.shape[-1])
+        low = torch.bmm(rows, self.a.transpose(1, 2)) * self._scales
+        wide = torch.baddbmm(self.plain(rows), low, self.b.transpose(1, 2))
+        return wide.view(*x.shape[:-1], wide.shape[-1])
+
+
+class PackedHead(nn.Module):
+    """A linear layer of which each run has its own."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, inputs), rows ordered by run, to (rows, outputs)."""
+        rows, weights = x.reshape(len(self.weight), -1, x.shape[-1]), self.weight.transpose(1, 2)
+        wide = torch.bmm(rows, weights) if self.bias is None else torch.baddbmm(self.bias[:, None], rows, weights)
+        return wide.view(*x.shape[:-1], wide.shape[-1])
+
+
+def packed_model(base: nn.Module, stacks: Stacks) -> nn.Module:
+    """A copy of the base model that trains what is stacked, and nothing else."""
+    model = copy.deepcopy(base).to(stacks.values.device).requires_grad_(False).eval()
+    for name, (a, b, scales) in stacks.products.items():
+        plain = model.get_submodule(name)
+        assert isinstance(plain, nn.Linear), name
+        model.set_submodule(name, PackedProduct(plain, stacks.trained(a), stacks.trained(b), scales))
+    for name, weight in stacks.heads.items():
+        module, _, part = name.rpartition(".")
+        if part == "weight":
+            bias = stacks.heads.get(f"{module}.bias")
+            model.set_submodule(
+                module, PackedHead(stacks.trained(weight), None if bias is None else stacks.trained(bias))
+            )
+    return model
