@@ -58,7 +58,7 @@ class Flat:
         single = len(q) != len(k)
         bounds = self._asked if single else self._bounds
         if not q.is_cuda:
-            return _attend_anywhere(q, k, v, bounds, self._bounds, scale)
+            return _attend_anywhere(q, k, v, bounds, self._bounds, len(self.place), scale)
         attended: torch.Tensor = torch.ops.aten._efficient_attention_forward(
             q[None], k[None], v[None], None, bounds, self._bounds,
             1 if single else self._longest, self._longest, 0.0, 0, True, scale=scale,
@@ -67,16 +67,25 @@ class Flat:
 
 
 def _attend_anywhere(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, asked: torch.Tensor, bounds: torch.Tensor, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    asked: torch.Tensor,
+    bounds: torch.Tensor,
+    runs: int,
+    scale: float,
 ) -> torch.Tensor:
-    """The same by a table of what may see what: for processors, which have no kernel for it, and small batches."""
+    """The same by a table of what may see what: for processors, which have no kernel for it, and small batches.
+
+    Each run has a table of its own: what has become infinite in one must not reach another by way of a zero.
+    """
     of_queries, of_keys = (
-        torch.searchsorted(ends[1:], torch.arange(count, device=q.device, dtype=torch.int32), right=True)
+        torch.searchsorted(ends[1:], torch.arange(count, device=q.device, dtype=torch.int32), right=True).view(runs, -1)
         for ends, count in ((asked, len(q)), (bounds, len(k)))
     )
-    q, k, v = (states.transpose(0, 1)[None] for states in (q, k, v))
-    found = functional.scaled_dot_product_attention(q, k, v, of_queries[:, None] == of_keys, scale=scale)
-    return found[0].transpose(0, 1)
+    q, k, v = (states.unflatten(0, (runs, -1)).transpose(1, 2) for states in (q, k, v))
+    seen = (of_queries[:, :, None] == of_keys[:, None, :])[:, None]
+    return functional.scaled_dot_product_attention(q, k, v, seen, scale=scale).transpose(1, 2).flatten(0, 1)
 
 
 class PackExamples:

@@ -22,7 +22,8 @@ from engine.training.ragged import FORWARDS
 from engine.training.replay import Replays
 
 ANSWERED = 2048
-"""Examples of all runs together that one pass answers when they are evaluated."""
+"""Examples of all runs together that one pass answers on a GPU when they are evaluated; on a processor `FEW`."""
+FEW = 64
 
 
 class Member:
@@ -178,7 +179,7 @@ class Pack:
         """Logits of all members, (members, examples, classes)."""
         runs, tables = len(self._members), Tables(encoded, self._device)
         by_length = np.argsort(encoded.lengths[chosen], kind="stable")
-        each, parts = max(1, ANSWERED // runs), []
+        each, parts = max(1, (FEW if self._device == "cpu" else ANSWERED) // runs), []
         for start in range(0, len(chosen), each):
             part = chosen[by_length[start : start + each]]
             rows = torch.from_numpy(part).to(self._device).expand(runs, -1)
