@@ -111,12 +111,13 @@ class Board:
         """Forget a worker that has left."""
         self._database.change("DELETE FROM worker WHERE name = ?", (name,))
 
-    def assigned(self, name: str) -> str | None:
-        """The run that a worker was given and has not ended, or None."""
+    def assigned(self, name: str) -> list[str]:
+        """The runs that a worker was given and has not ended, oldest first; several where they share a pass."""
         rows = self._database.read(
-            "SELECT id FROM run WHERE state = 'active' AND json_extract(worker, '$.name') = ?", (name,)
+            "SELECT id FROM run WHERE state = 'active' AND json_extract(worker, '$.name') = ? ORDER BY created, id",
+            (name,),
         )
-        return rows[0]["id"] if rows else None
+        return [row["id"] for row in rows]
 
     def close(self) -> None:
         """Let go of the file."""

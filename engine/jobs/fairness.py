@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from engine.methods.registry import method_named
 from engine.store.run_row import RunRow
 
 
@@ -40,3 +43,48 @@ def next_run(
         key=lambda row: (-row.priority, going[row.owner], last_turn.get(row.owner, 0.0), row.created, row.id),
         default=None,
     )
+
+
+LARGEST_COMPANY = 40
+COMPANY_BYTES = 24 * 2**30
+"""Runs that share a pass take at most so much memory by the estimates of their plans."""
+
+
+def company_of(
+    first: RunRow, queued: Sequence[RunRow], active: Iterable[RunRow], last_turn: Mapping[str, float], slot: str
+) -> list[RunRow]:
+    """The queued runs that share the pass of one that has its turn, in the order in which theirs would have come.
+
+    A run that was lost once goes on alone: whatever took its worker may have been another's doing.
+    """
+    key, going, turns = _pack_key(first), [*active, first], dict(last_turn)
+    room = COMPANY_BYTES - first.plan.get("memory_bytes", 0)
+    waiting = [row for row in queued if row.id != first.id and not row.losses and _pack_key(row) == key]
+    chosen: list[RunRow] = []
+    while key is not None and not first.losses and len(chosen) + 1 < LARGEST_COMPANY:
+        row = next_run(waiting, going, turns, slot)
+        if row is None or (room := room - row.plan.get("memory_bytes", 0)) < 0:
+            break
+        chosen.append(row)
+        going.append(row)
+        waiting.remove(row)
+        turns[row.owner] = time.time()
+    return chosen
+
+
+def _pack_key(row: RunRow) -> str | None:
+    """Equal for runs that can share a pass; None for those that share none."""
+    train, method = row.spec["train"], row.spec["method"]
+    if train.get("execution") != "packed":
+        return None
+    free = method_named(method["name"]).packs
+    shared = row.spec | {
+        "train": {key: value for key, value in train.items() if key not in _OF_ONE_RUN},
+        "method": {key: value for key, value in method.items() if key not in free},
+        "budget": None,
+    }
+    return json.dumps(shared, sort_keys=True)
+
+
+_OF_ONE_RUN = ("seed", "seeds", "steps", "lr", "warmup")
+"""What runs of one pass may differ in, beside the settings that their method names."""

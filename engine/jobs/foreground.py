@@ -53,7 +53,7 @@ def _beating(runs: Runs, run_id: str) -> Iterator[None]:
     def beat() -> None:
         while not over.wait(BEAT_SECONDS):
             try:
-                runs.beat(run_id)
+                runs.beat([run_id])
             except StoreError:
                 continue  # a full disk ends the run itself, with its reason
 

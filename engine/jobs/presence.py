@@ -6,10 +6,9 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from engine.errors import Stopped, StoreError
 from engine.jobs.board import Board
@@ -37,7 +36,7 @@ class Presence:
         self.name = name
         self.board = Board(home)
         self.leaving = threading.Event()
-        self.run_id: str | None = None
+        self.run_ids: Sequence[str] = ()
         self._row = (name, slot, identity or own_identity(), revision)
         self._runs = Runs(home)
         self._engine_seen = time.monotonic()
@@ -75,14 +74,14 @@ class Presence:
         return not self.leaving.is_set() and now - self._engine_seen < GRACE_SECONDS
 
     @contextlib.contextmanager
-    def carrying(self, run_id: str) -> Iterator[None]:
-        """While a run is carried out, it beats too; at once, because a run without a beat was never begun."""
-        self._runs.beat(run_id)
-        self.run_id = run_id
+    def carrying(self, run_ids: Sequence[str]) -> Iterator[None]:
+        """While runs are carried out, they beat too; at once, because a run without a beat was never begun."""
+        self._runs.beat(run_ids)
+        self.run_ids = run_ids
         try:
             yield
         finally:
-            self.run_id = None
+            self.run_ids = ()
             self._engine_seen = time.monotonic()  # nobody looked for it meanwhile
 
     def obey_signals(self) -> None:
@@ -90,20 +89,22 @@ class Presence:
         signal.signal(signal.SIGTERM, self._on_terminate)
 
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
-        how = self._runs.stop_request(self.run_id) if self.run_id else None
-        if how is not None:
-            raise Stopped(keep=how == "keep")
+        asked = [how for run_id in self.run_ids if (how := self._runs.stop_request(run_id)) is not None]
+        if asked and len(self.run_ids) == 1:
+            raise Stopped(keep=asked[0] == "keep")
+        if asked:
+            return  # of runs that share a pass, the one that is meant looks for itself
         self.leaving.set()
-        if self.run_id:
+        if self.run_ids:
             # Not an Exception: the run stays active, and the supervisor has it continued.
             raise SystemExit(128 + number)
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
-            run_id: Any = self.run_id
+            run_ids = self.run_ids
             try:
                 self.board.worker_beats(self.name)
-                if run_id is not None:
-                    self._runs.beat(run_id)
+                if run_ids:
+                    self._runs.beat(run_ids)
             except StoreError:
                 continue  # a full disk ends the run itself, with its reason

@@ -16,7 +16,7 @@ from engine.jobs.answers import Requests
 from engine.jobs.backends.base import Backend
 from engine.jobs.board import ANSWERS, Board
 from engine.jobs.crew import Crew
-from engine.jobs.fairness import device_of, fits, next_run
+from engine.jobs.fairness import company_of, device_of, fits, next_run
 from engine.jobs.options import Options
 from engine.jobs.process import own_identity
 from engine.jobs.recovery import Recovery
@@ -144,10 +144,12 @@ class Supervisor:
                 continue
             self._crew.ensure(slot)
             worker = self._crew.ready(slot)
-            if worker is not None and self._runs.claim(row.id, slot, worker.handle):
-                turns[row.owner] = time.time()
-                queued.remove(row)
-                active.append(row)
+            company = company_of(row, queued, active, turns, slot) if worker is not None else []
+            if worker is not None and self._runs.claim(row.id, slot, worker.handle, *(other.id for other in company)):
+                for taken_up in (row, *company):
+                    turns[taken_up.owner] = time.time()
+                    queued.remove(taken_up)
+                    active.append(taken_up)
             elif self._crew.is_broken(slot):
                 self._fail_all(slot, queued)
                 return

@@ -18,7 +18,7 @@ from pathlib import Path
 from engine.errors import StoreError
 from engine.jobs.presence import POLL_SECONDS, Presence
 from engine.jobs.runlog import printing_to
-from engine.jobs.runner import RUNNER, Loaded, carry_out, load
+from engine.jobs.runner import RUNNER, Loaded, carry_out, carry_out_together, load
 from engine.store.runs import Runs
 
 RETRY_SECONDS = 1.0
@@ -35,42 +35,46 @@ def serve_runs(presence: Presence, runner_name: str, *, own_log: bool) -> None:
     runner = load(runner_name)
     presence.ready()
     while presence.wanted():
-        run_id = _assigned(presence)
-        if run_id is None:
-            presence.leaving.wait(POLL_SECONDS)
+        run_ids = _assigned(presence)
+        if run_ids:
+            _carry_out(presence, run_ids, runner, own_log)
         else:
-            _carry_out(presence, run_id, runner, own_log)
+            presence.leaving.wait(POLL_SECONDS)
 
 
-def _assigned(presence: Presence) -> str | None:
+def _assigned(presence: Presence) -> list[str]:
     try:
         return presence.board.assigned(presence.name)
     except StoreError as error:
         logging.warning("the queue cannot be read: %s", error)
-        return None
+        return []
 
 
-def _carry_out(presence: Presence, run_id: str, runner: Loaded, own_log: bool) -> None:
-    log = Runs(presence.home).folder(run_id).log
+def _carry_out(presence: Presence, run_ids: list[str], runner: Loaded, own_log: bool) -> None:
+    runs = Runs(presence.home)
+    log = runs.folder(run_ids[0]).log
     try:
-        with printing_to(log) if own_log else contextlib.nullcontext(), presence.carrying(run_id):
-            carry_out(presence.home, run_id, runner)
+        for run_id in run_ids[1:]:
+            runs.folder(run_id).log.write_text(f"In one pass with {run_ids[0]}, whose log has all.\n", encoding="utf-8")
+        with printing_to(log) if own_log else contextlib.nullcontext(), presence.carrying(run_ids):
+            if len(run_ids) == 1:
+                carry_out(presence.home, run_ids[0], runner)
+            else:
+                carry_out_together(presence.home, run_ids, runner)
     except StoreError as error:
-        _record_late(presence, run_id, error)
+        _record_late(presence, run_ids, error)
     except OSError as error:  # its folder is gone, or not writable
         cause = f"The run's log {log} cannot be written: {error.strerror or error}."
-        _record_late(presence, run_id, StoreError(cause, "Check the disk and the folder's rights, then resume it."))
+        _record_late(presence, run_ids, StoreError(cause, "Check the disk and the folder's rights, then resume it."))
 
 
-def _record_late(presence: Presence, run_id: str, error: StoreError) -> None:
-    """The run is over but that could not be written down: try until it can."""
-    runs = Runs(presence.home)
-    while not presence.leaving.wait(RETRY_SECONDS):
-        try:
-            runs.finish(run_id, "failed", error=error.what, todo=error.todo)
-            return
-        except StoreError:
-            continue
+def _record_late(presence: Presence, run_ids: list[str], error: StoreError) -> None:
+    """The runs are over but that could not be written down: try until it can."""
+    runs, left = Runs(presence.home), list(run_ids)
+    while left and not presence.leaving.wait(RETRY_SECONDS):
+        with contextlib.suppress(StoreError):
+            runs.finish(left[-1], "failed", error=error.what, todo=error.todo)
+            left.pop()
 
 
 def arguments(argv: Sequence[str] | None, function: str, default: str) -> argparse.Namespace:

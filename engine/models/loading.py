@@ -40,10 +40,8 @@ def load_classifier(
     model = _pretrained(source, config)
     _check_map(source, model, len(labels))
     architecture = architecture_of(source, len(labels))
-    spread = float(getattr(config, "initializer_range", 0.02))
-    tensors = dict(model.named_parameters())
-    _draw([tensors[p.name] for p in architecture.head], head_seed, spread)
-    _draw([tensors[name] for name in missing_from(source)], init_seed, spread)
+    draw(model, [row.name for row in architecture.head], head_seed)
+    draw(model, missing_from(source), init_seed)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout
@@ -154,11 +152,13 @@ def _check_map(source: ModelSource, model: nn.Module, labels: int) -> None:
         )
 
 
-def _draw(tensors: Sequence[nn.Parameter], seed: int, spread: float) -> None:
-    """Fill weights with N(0, spread) and biases with 0, in the given order, from one generator."""
+def draw(model: nn.Module, names: Sequence[str], seed: int) -> None:
+    """Fill the named weights with N(0, initializer_range) and biases with 0, in this order, from one generator."""
     generator = torch.Generator().manual_seed(seed)
+    spread = float(getattr(model.config, "initializer_range", 0.02))
+    tensors = dict(model.named_parameters())
     with torch.no_grad():
-        for tensor in tensors:
+        for tensor in (tensors[name] for name in names):
             if tensor.ndim > 1:
                 tensor.normal_(0.0, spread, generator=generator)
             else:

@@ -11,11 +11,13 @@ output unit (a row of a PyTorch linear weight), w its pretrained value and w + d
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from engine.methods.contract import Method, chain
+from engine.methods.observed import Product
 from engine.models.architecture import Parameter
 
 
@@ -66,25 +68,75 @@ class ChangeProbe:
             torch.linalg.vecdot(_rows(base, row), _rows(base, row))
             for row, base in zip(self.parameters, self._bases, strict=True)
         ]
+        self._groups = self._grouped()
+        together = {place for group in self._groups for place in group.places}
+        self._single = [place for place in range(len(self.parameters)) if place not in together]
         self.frame()  # a GPU loads its kernels at their first use: no frame's cost should include that
 
     def frame(self) -> dict[str, np.ndarray]:
         """``magnitude``, ``direction`` and ``relative``, each float32 (M,); waits for the device once."""
+        table = np.zeros((len(self.parameters), 3), np.float32)
         with torch.no_grad():
-            measured = [self._measure(place) for place in range(len(self.parameters))]
-            table = torch.stack(measured).cpu().numpy() if measured else np.zeros((0, 3), np.float32)
+            measured = {place: figures for group in self._groups for place, figures in group.figures().items()}
+            others = {place: self._measure(place) for place in self._single}
+            measured |= {place: figures for place, figures in others.items() if figures is not None}
+            if measured:
+                table[list(measured)] = torch.stack(list(measured.values())).cpu().numpy()
         return {"magnitude": table[:, 0], "direction": table[:, 1], "relative": table[:, 2]}
 
-    def _measure(self, place: int) -> torch.Tensor:
-        """The three figures of one matrix, float32 (3,) on the device."""
+    def _measure(self, place: int) -> torch.Tensor | None:
+        """The three figures of one matrix, float32 (3,) on the device; None where it has not changed."""
         row, base, squares = self.parameters[place], self._bases[place], self._squares[place]
         delta = delta_of(self._method, row, base)
         if delta is None:
-            return torch.zeros(3, device=base.device)
+            return None
         weight, change = _rows(base, row), _rows(delta, row)
         moves = torch.linalg.vecdot(change, change)
-        grown, turned = row_change(torch.linalg.vecdot(weight, change), moves, squares)
-        return torch.stack([grown.mean(), turned.mean(), (moves.sum() / squares.sum()).sqrt()])
+        return _figures(torch.linalg.vecdot(weight, change), moves, squares)
+
+    def _grouped(self) -> list[_Products]:
+        """Matrices of like shape whose change is a product of like rank: measured together, without the product."""
+        if not self._method.packs:
+            return []
+        products = {product.module: product for product in self._method.products()}
+        found: dict[tuple[int, ...], list[int]] = {}
+        for place, row in enumerate(self.parameters):
+            if row.module in products and not row.transposed:
+                found.setdefault((*row.shape, len(products[row.module].a)), []).append(place)
+        return [
+            _Products(
+                places,
+                torch.stack([self._bases[place] for place in places]),
+                torch.stack([self._squares[place] for place in places]),
+                [products[self.parameters[place].module] for place in places],
+            )
+            for places in found.values()
+        ]
+
+
+@dataclass(frozen=True)
+class _Products:
+    """Matrices W + s B A: with G = A A', w.d is the row's part of s B by W A', and d.d that of s B by s B G."""
+
+    places: list[int]
+    weights: torch.Tensor
+    squares: torch.Tensor
+    products: list[Product]
+
+    def figures(self) -> dict[int, torch.Tensor]:
+        """The three figures of each, by place."""
+        a = torch.stack([product.a for product in self.products])
+        b = torch.stack([product.b for product in self.products])
+        b = b * torch.tensor([product.scale for product in self.products]).view(-1, 1, 1).to(b.device)
+        dots = (torch.bmm(self.weights, a.transpose(1, 2)) * b).sum(2)
+        moves = (torch.bmm(b, torch.bmm(a, a.transpose(1, 2))) * b).sum(2).clamp(min=0)
+        return dict(zip(self.places, _figures(dots, moves, self.squares), strict=True))
+
+
+def _figures(dots: torch.Tensor, moves: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """Magnitude, direction and relative change of (..., rows) as (..., 3)."""
+    grown, turned = row_change(dots, moves, squares)
+    return torch.stack([grown.mean(-1), turned.mean(-1), (moves.sum(-1) / squares.sum(-1)).sqrt()], -1)
 
 
 def delta_of(method: Method, row: Parameter, base: torch.Tensor) -> torch.Tensor | None:

@@ -42,6 +42,10 @@ class FrameSchedule:
         self._due = frozenset(frame_steps(steps))
         self._costs: dict[str, float] = {}
 
+    def share_with(self, company: int) -> None:
+        """So many runs train together, and their probes take turns in the same time."""
+        self._share /= company
+
     def due(self, done: int) -> bool:
         """Whether a frame is taken after `done` steps."""
         return done in self._due

@@ -182,14 +182,14 @@ class Runs:
         )
         return changed == 1
 
-    def claim(self, run_id: str, slot: str, worker: Mapping[str, Any]) -> bool:
-        """Give a queued run to a worker; whether it was still there to be given."""
+    def claim(self, run_id: str, slot: str, worker: Mapping[str, Any], *company: str) -> bool:
+        """Give a queued run to a worker, and others to share its pass; whether any was still there to be given."""
         changed = self.database.change(
             "UPDATE run SET state = 'active', slot = ?, worker = ?, started = coalesce(started, ?), beat = NULL, "
-            "attempts = attempts + 1 WHERE id = ? AND state = 'queued'",
-            (slot, json.dumps(worker), time.time(), run_id),
+            f"attempts = attempts + 1 WHERE id IN (?{', ?' * len(company)}) AND state = 'queued'",
+            (slot, json.dumps(worker), time.time(), run_id, *company),
         )
-        return changed == 1
+        return changed > 0
 
     def finish(
         self,
@@ -234,9 +234,12 @@ class Runs:
             (phase, done, total, *steps, run_id),
         )
 
-    def beat(self, run_id: str) -> None:
-        """Its worker lives."""
-        self.database.change("UPDATE run SET beat = ? WHERE id = ? AND state = 'active'", (time.time(), run_id))
+    def beat(self, run_ids: Sequence[str]) -> None:
+        """Their worker lives."""
+        marks = ", ".join("?" * len(run_ids))
+        self.database.change(
+            f"UPDATE run SET beat = ? WHERE id IN ({marks}) AND state = 'active'", (time.time(), *run_ids)
+        )
 
     def stop_request(self, run_id: str) -> StopHow | None:
         """Whether, and how, somebody asked the run to stop."""

@@ -16,12 +16,17 @@ RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 class PeakMemory:
     """Peak memory since it was made, in bytes.
 
-    On CUDA the allocator's peak; on the CPU the process's high-water mark, reset at the start
-    where the system allows it (Linux), so that earlier runs of a warm worker do not count.
+    On CUDA the allocator's peak beyond what was there before; on the CPU the process's high-water
+    mark, reset at the start where the system allows it (Linux), so that earlier runs of a warm
+    worker do not count.
+
+    Args:
+        device: of the run.
+        resident: bytes that were there before, of a GPU.
     """
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, resident: int) -> None:
+        self.device, self._resident = device, resident
         if device == "cpu":
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -31,7 +36,7 @@ class PeakMemory:
     def bytes(self) -> int:
         """The peak so far."""
         if self.device != "cpu":
-            return int(torch.cuda.max_memory_allocated(self.device))
+            return int(torch.cuda.max_memory_allocated(self.device)) - self._resident
         try:
             match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
         except OSError:

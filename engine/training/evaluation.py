@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch import nn
 from engine.tasks.encoding import Encoded
 from engine.training.replay import Replays
 
+Batch = Mapping[str, torch.Tensor]
+Forward = Callable[[Batch], torch.Tensor]
 EVAL_BATCH = 64
 GPU_EVAL_BATCH = 512
 """A GPU waits for launches rather than for arithmetic."""
@@ -55,13 +57,14 @@ class Sample:
 
     Args:
         model: whose tensors stay where they are.
+        forward: from a batch to the model's logits, without asking the processor for anything.
         encoded: a split.
         indices: of the examples.
         device: where the model is.
     """
 
-    def __init__(self, model: nn.Module, encoded: Encoded, indices: np.ndarray, device: str) -> None:
-        self._model, self._replays = model, Replays(device)
+    def __init__(self, model: nn.Module, forward: Forward, encoded: Encoded, indices: np.ndarray, device: str) -> None:
+        self._model, self._forward, self._replays = model, forward, Replays(device)
         self._by_length = np.argsort(encoded.lengths[indices], kind="stable")
         self._batch = to_device(encoded.batch(indices[self._by_length]), device)
         self._batch.pop("labels")
@@ -78,7 +81,7 @@ class Sample:
 
     @torch.no_grad()
     def _answer(self) -> None:
-        logits = self._model(**self._batch).logits.float()
+        logits = self._forward(self._batch).float()
         if self._logits is None:
             self._logits = torch.empty_like(logits)
         self._logits.copy_(logits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,11 +12,9 @@ from torch.nn import functional
 from engine.tasks.encoding import Encoded
 from engine.training import recipe
 from engine.training.build import Built
-from engine.training.evaluation import predict, to_device
+from engine.training.evaluation import Batch, Forward, predict, to_device
 from engine.training.ragged import RaggedForward
 
-Batch = Mapping[str, torch.Tensor]
-Forward = Callable[[Batch], torch.Tensor]
 Logits = np.ndarray
 Progress = Callable[[int, int], None]
 """Takes examples done, and all of them."""

@@ -88,7 +88,7 @@ class GraphSteps(Alone):
         if indices is None:
             return super().predict(encoded, None, progress)
         if indices.tobytes() not in self._samples:
-            self._samples[indices.tobytes()] = Sample(self._model, encoded, indices, self._device)
+            self._samples[indices.tobytes()] = Sample(self._model, self._work.forward, encoded, indices, self._device)
         return self._samples[indices.tobytes()].logits()
 
     def _captured_step(self, step: int, length: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from collections.abc import Callable
@@ -49,9 +48,7 @@ def _measure(built: Built, encoded: Encoded, seconds: float) -> dict[str, Any]:
     place = int(np.argsort(encoded.lengths, kind="stable")[len(encoded) // 2])
     batch = to_device(encoded.batch(np.array([place])), device)
     batch.pop("labels")
-    # A base on the run's device; on the CPU it is there already and is only read.
-    base = built.base if device == "cpu" else copy.deepcopy(built.base).to(device)
-    asked: dict[str, nn.Module] = {"base": base, "trained": built.model}
+    asked: dict[str, nn.Module] = {"base": built.placed, "trained": built.model}
     merged = built.method.merged(built.model)
     if merged is not built.model:
         asked["merged"] = merged

@@ -37,7 +37,7 @@ class Recorder:
         self.method = built.method
         self.steps = steps
         self.schedule = FrameSchedule(steps)
-        self.memory = PeakMemory(built.spec.train.device)
+        self.memory = PeakMemory(built.spec.train.device, built.resident)
         self.energy = Energy(built.spec.train.device)
         self.tokens = 0
         self._known = 0
@@ -179,7 +179,7 @@ class Recorder:
 
     def _change_probe(self, built: Built) -> change.ChangeProbe:
         rows = built.setting.architecture.linears()
-        bases = dict(built.base.named_parameters())
+        bases = dict(built.placed.named_parameters())
         return change.ChangeProbe(self.method, rows, bases, built.spec.train.device)
 
     def _plane_probe(self, built: Built) -> plane.PlaneProbe:
@@ -194,7 +194,7 @@ class Recorder:
 
     def _bias_probe(self, built: Built) -> bias.BiasProbe:
         rows = [row for row in built.setting.architecture.backbone if row.part == "bias"]
-        return bias.BiasProbe(self.method, rows, dict(built.base.named_parameters()), built.spec.train.device)
+        return bias.BiasProbe(self.method, rows, dict(built.placed.named_parameters()), built.spec.train.device)
 
 
 def first(method: Method, look: Any) -> Method | None:

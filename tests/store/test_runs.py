@@ -149,7 +149,7 @@ def test_the_version_grows_when_a_row_changes_but_not_with_a_beat(runs: Runs) ->
     runs.progress(run_id, "training", 1, 7)
     seen.append(runs.version())
     assert seen == sorted(set(seen))
-    runs.beat(run_id)
+    runs.beat([run_id])
     assert runs.version() == seen[-1]
     assert runs.get(run_id).beat is not None
 

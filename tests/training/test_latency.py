@@ -47,6 +47,6 @@ def test_a_run_is_not_lost_where_there_is_no_room_for_copies(
 def test_rounds_take_turns_and_end_in_time() -> None:
     asked: list[str] = []
     questions: dict[str, Any] = {name: (lambda name=name: asked.append(name)) for name in ("base", "trained")}
-    times = latency._interleaved(questions)
+    times = latency._interleaved(questions, latency.SECONDS)
     assert asked[:4] == ["base", "trained", "base", "trained"]
     assert len(times["base"]) == len(times["trained"]) == latency.ROUNDS, "the first round only warms up"

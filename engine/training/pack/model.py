@@ -6,14 +6,13 @@ it, each run's own thin matrices multiply its own rows, as one batched product f
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from engine.training.build import Built
+from engine.training.build import Built, copy_sharing
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,8 @@ class PackedHead(nn.Module):
 
 
 def packed_model(base: nn.Module, stacks: Stacks) -> nn.Module:
-    """A copy of the base model that trains what is stacked, and nothing else."""
-    model = copy.deepcopy(base).to(stacks.values.device).requires_grad_(False).eval()
+    """A copy of the base model, on its tensors, that trains what is stacked and nothing else."""
+    model = copy_sharing(base).requires_grad_(False).eval()
     for name, (a, b, scales) in stacks.products.items():
         plain = model.get_submodule(name)
         assert isinstance(plain, nn.Linear), name

@@ -109,7 +109,7 @@ class Pack:
         self._stacks = Stacks([member.built for member in members])
         for run, member in enumerate(members):
             self._stacks.adopt(run, member.optimizer)
-        self._model = packed_model(built.base, self._stacks)
+        self._model = packed_model(built.placed, self._stacks)
         self._forward = FORWARDS[str(built.setting.source.family.head_reads)]
         most = max(len(member.order) for member in members)
         self._rates = self._table([_rates(member.built, most) for member in members])
