@@ -7,6 +7,7 @@ another, and behind them padding, cut into sentences of its own that nothing eve
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ from torch.nn import functional
 
 from engine.tasks.encoding import Encoded
 
+TILES = (16, 32, 64)
+"""Sizes of a head that the kernel for short texts can hold."""
+SHORT = 64
+"""Texts of up to so many tokens have a kernel of their own, where Triton is installed, as it is beside CUDA's torch."""
 GRAIN = 64
 """Tokens that a run has on its row: a multiple of this."""
 
@@ -48,6 +53,7 @@ class Flat:
         self.positions = (columns - starts.gather(1, self.place)).view(-1)
         self.read = (starts[:, :examples] + rows).reshape(-1)
         self._longest = longest
+        self._short = longest <= SHORT and find_spec("triton") is not None
         self._bounds = functional.pad((ends + rows).view(-1), (1, 0)).int()
         asks = torch.arange(1, examples + 1, device=device).repeat(runs, 1) + rows // width * examples
         asks = torch.cat([asks, asks[:, -1:].expand(runs, len(cuts))], 1)
@@ -59,6 +65,11 @@ class Flat:
         bounds = self._asked if single else self._bounds
         if not q.is_cuda:
             return _attend_anywhere(q, k, v, bounds, self._bounds, len(self.place), scale)
+        if not single and self._short and q.shape[2] in TILES:
+            from engine.training.pack.short import ShortAttention
+
+            short: torch.Tensor = ShortAttention.apply(q, k, v, self._bounds, scale)
+            return short
         attended: torch.Tensor = torch.ops.aten._efficient_attention_forward(
             q[None], k[None], v[None], None, bounds, self._bounds,
             1 if single else self._longest, self._longest, 0.0, 0, True, scale=scale,

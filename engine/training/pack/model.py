@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from engine.training.build import Built, copy_sharing
 
@@ -115,9 +117,34 @@ class PackedProduct(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(rows, inputs), rows ordered by run, to (rows, outputs)."""
         rows = x.reshape(len(self.a), -1, x.shape[-1])
-        low = torch.bmm(rows, self.a.transpose(1, 2)) * self._scales
-        wide = torch.baddbmm(self.plain(rows), low, self.b.transpose(1, 2))
+        wide: torch.Tensor = _Beside.apply(rows, self.plain.weight, self.plain.bias, self.a, self.b, self._scales)
         return wide.view(*x.shape[:-1], wide.shape[-1])
+
+
+class _Beside(torch.autograd.Function):
+    """W x + b + s B A x; its own derivative adds to what is there, where autograd would add once more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scales: torch.Tensor,
+    ) -> torch.Tensor:
+        low = torch.bmm(x, a.transpose(1, 2)).mul_(scales)
+        ctx.save_for_backward(x, weight, a, b, scales, low)
+        return functional.linear(x, weight, bias).baddbmm_(low, b.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, *given: torch.Tensor) -> Any:
+        (gradient,), (x, weight, a, b, scales, low) = given, ctx.saved_tensors
+        of_low = torch.bmm(gradient, b).mul_(scales)
+        of_x = (gradient @ weight).baddbmm_(of_low, a) if ctx.needs_input_grad[0] else None
+        of_a, of_b = torch.bmm(of_low.transpose(1, 2), x), torch.bmm(gradient.transpose(1, 2), low)
+        return of_x, None, None, of_a, of_b, None
 
 
 class PackedHead(nn.Module):
