@@ -30,7 +30,7 @@ class BottleneckConfig(MethodConfig):
         le=WIDEST,
         title="Bottleneck",
         description="Width to which each adapter narrows what it reads.",
-        json_schema_extra={"source": "authors' code; the paper tries 2 to 512", "budget": True},
+        json_schema_extra={"source": "authors' code; on GLUE the paper tries 8, 64 and 256", "budget": True},
     )
     places: tuple[Place, ...] = Field(
         ("attention", "feed_forward"),
@@ -60,7 +60,7 @@ class BottleneckConfig(MethodConfig):
         le=1,
         title="Spread at the start",
         description="Deviation of the two matrices at the start, cut at twice that. Near 0 an adapter does nothing.",
-        json_schema_extra={"source": "authors' code; the paper finds up to 1e-2 safe", "level": "advanced"},
+        json_schema_extra={"source": "authors' code; the paper finds all below 1e-2 safe", "level": "advanced"},
     )
 
 
@@ -74,14 +74,14 @@ class Adapter(Method):
     a few small modules, which are all that a task has to store. Each reads what attention or
     feed-forward has put out, squeezes it into a few numbers, bends these, widens them again, and adds
     the result to what it read. At the start all its weights are nearly zero, so the model begins as the
-    pretrained one. The idea of adding little and freezing the rest came from here; LoRA followed.
+    pretrained one. They brought adding little and freezing the rest to language models; LoRA followed.
 
     ### What to watch
 
     The matrices of the model never move: what is learned lies beside them. Of the model's own biases
     those of the norms drift, and no others. When the run is over, look at its answer time: an adapter
     is one more thing to compute for every token, and because of its bend it cannot be merged into the
-    weights as LoRA can. With ID3 on top, the mask shows which layers' adapters are worth training.
+    weights as LoRA can. With ID3 on top, the mask shows into which adapters a budget goes.
 
     ### When it fails
 
@@ -115,14 +115,14 @@ class Adapter(Method):
     }
     lr = LearningRate(3e-4, "that of the authors' recipe for BERT: this method was not tuned on MiniLM")
     notes = (
-        "Width, start, activation and places are those of the authors' code. As there and in the paper all norms "
-        "train too, that of the embeddings included, and the pooler does not. The paper counts the norms among what a "
-        "task adds, and so does the budget here; `size` of the adapters alone is 2L(2dm + d + m) for L blocks. In the "
-        "code a model's dropout comes before the adapter, here after it; by default there is none. The paper has "
-        "BERT alone: in decoders, whose norms stand before the sublayers, an adapter still reads what the sublayer "
-        "puts out. `places: [feed_forward]` is Pfeiffer et al.'s choice of place (EACL 2021) and not their whole "
-        "design: their adapter reads its input after a norm, and there are none of its own here that it could read. "
-        "For it set `norms: false` and `activation: relu` too. A budget sets one width for all adapters."
+        "Width, start, activation and places are those of the authors' code. As in paper and code all norms train too, "
+        "that of the embeddings included, and the pooler does not. The norms are part of what a task adds, so the "
+        "budget counts them; the adapters alone have 2L(2dm + d + m) for L blocks, and a budget sets one width for "
+        "all. In the code a model's dropout comes before the adapter, here after it; by default there is none. The "
+        "paper has BERT alone: in decoders, whose norms stand before the sublayers, an adapter still reads what the "
+        "sublayer puts out. `places: [feed_forward]` is the place that Pfeiffer et al. chose (EACL 2021), with "
+        "`norms: false` and `activation: relu`, and not their whole design: their adapter reads the state behind the "
+        "block's norm, here it reads the output of the feed-forward itself."
     )
     Config: ClassVar[type[MethodConfig]] = BottleneckConfig
     views: ClassVar[tuple[str, ...]] = ("bias",)
