@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from engine.errors import EngineError, SpecError, StoreError, UnknownName
-from engine.export import weights
+from engine.export import tensors, weights
 from engine.export.finished import Finished, chain_of, opened
 from engine.export.peft_result import peft_result
 from engine.export.recording import encode, record
@@ -22,7 +22,7 @@ from engine.methods.registry import method_named
 from engine.spec import MethodChoice
 from engine.training.result_file import write_whole
 
-Name = Literal["delta", "peft", "merged", "result", "recording", "spec", "command", "csv"]
+Name = Literal["delta", "peft", "merged", "tensors", "result", "recording", "spec", "command", "csv"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,16 @@ FORMATS: dict[str, Format] = {
             weights.write_merged,
         ),
         Format(
+            "tensors",
+            "Trained tensors",
+            "What was added and trained, and the head: one safetensors file. It cannot be merged into the base model; "
+            "engine.export.tensors puts it around one.",
+            ".safetensors",
+            False,
+            True,
+            tensors.write_tensors,
+        ),
+        Format(
             "result",
             "Result for peft's comparison",
             "Settings and measurements in the JSON of peft's method comparison.",
@@ -139,10 +149,10 @@ def command_of(run_id: str) -> str:
 
 def formats_of(choice: MethodChoice, state: str = "finished") -> tuple[Format, ...]:
     """What a run of this method offers in this state."""
-    offered = set(method_named(choice.name).export_formats)
-    for inner in chain_of(choice)[1:]:
-        # Entries of what another method added mean nothing in the base model, but an adapter stays one.
-        offered = (offered - {"delta"}) | (set(method_named(inner.name).export_formats) & {"peft"})
+    # On another method it is that one's tensors that are taken away: whether they can be merged is its affair.
+    offered = set(method_named(chain_of(choice)[-1].name).export_formats)
+    if choice.on is not None:
+        offered -= {"delta"}  # entries of what was added mean nothing in the base model
     always = {"result", "recording", "spec", "command", "csv"}
     ready = (entry for entry in FORMATS.values() if state == "finished" or not entry.result)
     return tuple(entry for entry in ready if entry.name in offered | always)

@@ -44,7 +44,7 @@ class GradientScored(StaticMask):
     @classmethod
     def warnings(cls, architecture: Any, config: Any, steps: int) -> list[str]:
         found = super().warnings(architecture, config, steps)
-        zeros = cls.zeros_of_b(architecture, config)
+        zeros = cls.zeros_at_start(architecture, config)
         if zeros and cls.on_lora_alone(architecture, config):
             found.append(
                 f"While LoRA's B is zero, A has no gradient: of the mask, up to {zeros:,} entries lie in B and the "

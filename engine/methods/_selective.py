@@ -33,6 +33,9 @@ _ROLES: dict[str, tuple[str, ...]] = {
     "pooler": ("pooler",),
 }
 
+_STARTS_AT_ZERO = frozenset({"B", "down bias", "up bias"})
+"""Parts of LoRA and of adapters that are zero before the first step."""
+
 
 class CountConfig(MethodConfig):
     """The setting of methods that train a number of single weights."""
@@ -61,7 +64,9 @@ class SelectiveConfig(CountConfig):
 
 
 def _excluded(row: Parameter, groups: Sequence[str]) -> bool:
-    return ("bias" in groups and row.part == "bias") or any(row.role in _ROLES.get(group, ()) for group in groups)
+    if "bias" in groups and row.part.endswith("bias"):
+        return True
+    return any(row.role in _ROLES.get(group, ()) for group in groups)
 
 
 class Selective(Method):
@@ -157,9 +162,10 @@ class Selective(Method):
         return {row.part for row in cls.trainables(architecture, config)} == {"A", "B"}
 
     @classmethod
-    def zeros_of_b(cls, architecture: Architecture, config: Any) -> int:
-        """Eligible entries of LoRA's B, which are all zero at the start; 0 on the model itself."""
-        return sum(row.eligible for row in cls.trainables(architecture, config) if row.part == "B")
+    def zeros_at_start(cls, architecture: Architecture, config: Any) -> int:
+        """Eligible entries of the tensors that another method adds as zeros; 0 on the model itself."""
+        rows = cls.trainables(architecture, config)
+        return sum(row.eligible for row in rows if row.part in _STARTS_AT_ZERO)
 
     # --- work ----------------------------------------------------------------------------
 

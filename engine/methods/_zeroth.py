@@ -201,7 +201,7 @@ def _trains_itself(inner: Method) -> bool:
 
 
 def _decays(row: Parameter) -> bool:
-    return row.part != "bias" and not row.role.startswith("norm")
+    return not row.part.endswith("bias") and not row.role.startswith("norm")
 
 
 def normal(like: torch.Tensor, shape: Any, generator: torch.Generator) -> torch.Tensor:

@@ -153,7 +153,8 @@ class Method:
     not_capturable: ClassVar[str] = ""
     """Why not all of its step can be captured; empty when it can."""
     export_formats: ClassVar[tuple[str, ...]] = ("merged",)
-    """Of ``delta`` (sparse file), ``peft`` (adapter folder), ``merged`` (whole model)."""
+    """Of ``delta`` (sparse file), ``peft`` (adapter folder), ``merged`` (whole model), or, for what cannot be merged,
+    ``tensors`` (one file of what was added and trained)."""
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
         self.config = config

@@ -63,7 +63,7 @@ class LargestMagnitude(StaticMask):
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
         found = super().warnings(architecture, config, steps)
         lora = cls.on_lora_alone(architecture, config)
-        if lora and cls.size(architecture, config) + cls.zeros_of_b(architecture, config) <= cls.eligible(
+        if lora and cls.size(architecture, config) + cls.zeros_at_start(architecture, config) <= cls.eligible(
             architecture, config
         ):
             found.append(

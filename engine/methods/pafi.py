@@ -99,10 +99,10 @@ class PaFi(StaticMask):
     @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
         found = super().warnings(architecture, config, steps)
-        if zeros := cls.zeros_of_b(architecture, config):
+        if zeros := cls.zeros_at_start(architecture, config):
             found.append(
-                f"{zeros:,} of the eligible entries are the zeros in which LoRA's B starts. They are equally small, "
-                "so that PaFi's choice among them means nothing."
+                f"{zeros:,} of the eligible entries start at exactly zero, as LoRA's B and the biases of adapters do. "
+                "They are equally small, so that PaFi's choice among them means nothing."
             )
         return found
 

@@ -1,15 +1,23 @@
-"""Small modules that methods put around a model's layers, each of which can be folded into its layer again."""
+"""Small modules that methods put around a model's layers; a `Wrapper` can be folded into its layer again."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-W = TypeVar("W", bound="Wrapper")
+M = TypeVar("M", bound=nn.Module)
+Activation = Literal["gelu", "relu", "silu"]
+_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
 
 
 class Wrapper(nn.Module):
@@ -37,8 +45,8 @@ class Wrapper(nn.Module):
         return self.base_layer
 
 
-def wrap(model: nn.Module, name: str, wrapper: Callable[[nn.Module], W]) -> W:
-    """Put a wrapper in the place of the layer with this name, and return it."""
+def wrap(model: nn.Module, name: str, wrapper: Callable[[nn.Module], M]) -> M:
+    """Put what is made around the layer with this name in its place, and return it."""
     made = wrapper(model.get_submodule(name))
     model.set_submodule(name, made)
     return made
@@ -115,3 +123,37 @@ class HeadOffsets(Wrapper):
             return weight * (scale[:, None] if self.inputs_first else scale)
         offset = torch.cat(list(self.offset))
         return offset @ weight if self.inputs_first else weight @ offset
+
+
+class Bottleneck(nn.Module):
+    """Behind a layer: narrows its output, bends it, widens it again, and adds the result to the output.
+
+    Because of the bend it cannot be folded into the layer. Its tensors are left unset until `start`.
+    """
+
+    def __init__(self, base: nn.Module, width: int, activation: Activation) -> None:
+        super().__init__()
+        self.base_layer = base
+        weight = base.get_parameter("weight")
+        outputs = weight.shape[0 if isinstance(base, nn.Linear) else 1]
+
+        def linear(inputs: int, outputs: int) -> nn.Linear:  # PyTorch's own start would draw from the global stream
+            made: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, device=weight.device, dtype=weight.dtype)
+            return made
+
+        self.down, self.up = linear(outputs, width), linear(width, outputs)
+        self._activation = _ACTIVATIONS[activation]
+
+    @torch.no_grad()
+    def start(self, std: float, draws: torch.Generator) -> None:
+        """Weights normal, none beyond two deviations; biases at zero."""
+        for linear in (self.down, self.up):
+            drawn = torch.empty(linear.weight.shape)
+            linear.weight.copy_(nn.init.trunc_normal_(drawn, std=std, a=-2 * std, b=2 * std, generator=draws))
+            linear.bias.zero_()
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """The layer's output and what the bottleneck makes of it, added up."""
+        output: torch.Tensor = self.base_layer(states)
+        change: torch.Tensor = self.up(self._activation(self.down(output)))
+        return output + change

@@ -15,7 +15,7 @@ from engine.store.run_row import RunRow
 from pages.parts import shell
 from pages.parts.feed import Snapshot
 
-NEEDS_MODEL = frozenset({"delta", "peft", "merged"})
+NEEDS_MODEL = frozenset({"delta", "peft", "merged", "tensors"})
 """Formats that need the model; the engine writes them, the others are written here."""
 WAIT_SECONDS = 180.0
 

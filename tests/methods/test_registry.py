@@ -51,7 +51,7 @@ def test_the_declaration_is_complete(name):
     assert -1 not in places
     assert places == sorted(places)
     assert set(cls.views) <= {"mask", "plane", "layers", "rank", "change", "bias"}
-    assert set(cls.export_formats) <= {"delta", "peft", "merged"}
+    assert set(cls.export_formats) <= {"delta", "peft", "merged", "tensors"}
 
 
 @pytest.mark.parametrize("name", NAMES)
