@@ -108,6 +108,7 @@ class RdpLoRA(ActiveTensors, LoRA):
         r"e(l)": "up to which tolerance the corner stays; the layers with the largest get adapters",
     }
     lr = LearningRate(1e-3, "LoRA's: this method was not tuned on MiniLM")
+    packs = ()
     notes = (
         "A reconstruction from the abstract, as no code was published: how points are averaged and how a number of "
         "layers is reached are this lab's. Instead of a tolerance the number of layers is given, and the corners that "

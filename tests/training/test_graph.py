@@ -25,7 +25,8 @@ from tests.training.test_run import go_on, series, settings_of, stop, submit
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-ON_LORA = [{"name": name, "k": 60, "on": {"name": "lora", "rank": 4}} for name in ("id3", "pafi")]
+BELOW = ({"name": "lora", "rank": 4}, {"name": "adapter", "bottleneck": 4})
+STACKED = [{"name": name, "k": 60, "on": below} for name in ("id3", "pafi") for below in BELOW]
 EVERY = [settings_of(name, 300) for name, method in sorted(methods().items()) if method.captured]
 CHOOSES_ANEW = ("id3", "gmt", "spiel")
 """Which weights these take may turn on the last bit of a gradient."""
@@ -42,7 +43,9 @@ def finished(home: Path, data: dict[str, Any]) -> str:
 
 
 @on_a_gpu
-@pytest.mark.parametrize("method", [*EVERY, *ON_LORA], ids=lambda m: m["name"] + ("-on" if "on" in m else ""))
+@pytest.mark.parametrize(
+    "method", [*EVERY, *STACKED], ids=lambda m: m["name"] + (f"-on-{m['on']['name']}" if "on" in m else "")
+)
 def test_losses_are_those_of_eager_steps(home: Path, small: Path, method: dict[str, Any]) -> None:
     assert make_plan(parse_spec(on_gpu(small, method))).spec.train.execution == "graph"
     eager, graph = (finished(home, on_gpu(small, method, execution=how)) for how in ("padded", "graph"))
