@@ -100,8 +100,12 @@ def test_the_same_company_gives_the_same_numbers(home: Path, small: Path) -> Non
         assert series(home, one) == series(home, two)
 
 
-def test_one_that_diverges_ends_alone_and_its_infinities_reach_nobody(home: Path, small: Path) -> None:
-    good, bad = packed(home, small, seed=1), packed(home, small, seed=2, lr=1e12)
+@pytest.mark.parametrize("seconds", [0.0, 100.0], ids=["read at once", "read late"])
+def test_one_that_diverges_ends_alone_and_its_infinities_reach_nobody(
+    home: Path, small: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    good, bad = packed(home, small, seed=1), packed(home, small, seed=2, lr=1e12, steps=40)
+    monkeypatch.setattr("engine.training.loop.FLUSH_SECONDS", seconds)
     run_jobs(home, [bad, good], Caches())
     assert (state(home, good), state(home, bad)) == ("finished", "diverged")
     assert np.abs(np.subtract(losses(home, good), losses(home, alone(home, good)))).max() < 1e-4

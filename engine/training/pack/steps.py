@@ -42,6 +42,7 @@ class Member:
         self.optimizer: torch.optim.Optimizer = optimizer
         self.done = self._read = 0
         self._pack: Pack | None = None
+        self._waiting: list[tuple[int, tuple[float, float, float]]] = []
         self._clock = 0.0
 
     def show(self, witness: Witness) -> None:
@@ -51,7 +52,9 @@ class Member:
         self.done = self._read = done
 
     def join(self, pack: Pack) -> None:
-        """From now on the pack takes the steps."""
+        """From now on this pack takes the steps; what another one took and nobody has read yet is kept."""
+        if self._pack is not None:
+            self._waiting = self.read()
         self._pack, self._clock = pack, pack.seconds
 
     def take(self, step: int) -> int:
@@ -69,8 +72,8 @@ class Member:
 
     def read(self) -> list[tuple[int, tuple[float, float, float]]]:
         with self._by_myself():
-            found = self.pack.numbers(self, self._read, self.done)
-        self._read = self.done
+            found = self._waiting + self.pack.numbers(self, self._read, self.done)
+        self._read, self._waiting = self.done, []
         return found
 
     def predict(self, encoded: Encoded, indices: np.ndarray | None = None, progress: Progress | None = None) -> Logits:
