@@ -31,6 +31,7 @@ from engine.methods.observed import Boundary, Choice, Ranks, Selection
 from engine.models.architecture import Architecture, Parameter
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -128,7 +129,8 @@ class Method:
     notes: ClassVar[str] = ""
     """Which source is followed where paper, lecture and code differ; how papers count parameters."""
     views: ClassVar[tuple[str, ...]] = ("change",)
-    """Inside views this method feeds: ``mask``, ``plane``, ``layers``, ``rank``, ``change``, ``bias``."""
+    """Inside views this method feeds: ``mask``, ``plane``, ``layers``, ``rank``, ``change``, ``bias``, and of its own
+    findings ``path``, ``trials``, ``importance``."""
     demonstrations: ClassVar[tuple[str, ...]] = ()
     """What its card can measure on a real model: ``divergence``."""
     composes: ClassVar[bool] = False
@@ -285,6 +287,14 @@ class Method:
 
     def active_now(self) -> frozenset[str] | None:
         """Names of the tensors that train just now, for methods that train whole tensors in turns."""
+        return None
+
+    def findings(self) -> dict[str, Any]:
+        """What it measured to choose by: plain JSON data by the view that shows it. Asked once, after `score_pass`."""
+        return {}
+
+    def importance_now(self) -> np.ndarray | None:
+        """What it has learnt so far of each layer it chooses among, float64; recorded whenever it changes."""
         return None
 
     def kept(self) -> int | None:
