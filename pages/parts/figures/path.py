@@ -49,7 +49,7 @@ def polyline_chart(path: Path, style: Style, theme: Theme) -> Chart:
 
 
 def distance_chart(path: Path, style: Style, theme: Theme) -> Chart:
-    """How far each corner stood from the straight line, and up to which tolerance it stays."""
+    """Up to which tolerance each corner stays: its distance from the line divided there, or an earlier one's."""
     layers = np.arange(path.layers)
     distance, tolerance = path.distance[1:], path.tolerance[1:]
     inner = np.isfinite(tolerance)
@@ -61,20 +61,20 @@ def distance_chart(path: Path, style: Style, theme: Theme) -> Chart:
         sizes = np.full(int(which.sum()), size)
         return Series(
             title, layers[which], tolerance[which], tone, "points", marker=marker, sizes=sizes, labels=labels,
-            names=tuple(f"{value:.3g}" for value in tolerance[which]),
+            names=tuple(f"{value:#.3g}".rstrip(".") for value in tolerance[which]),
         )  # fmt: skip
 
     capped = inner & (distance > tolerance)
     return Chart(
         name="distances",
-        title="How far each corner stands out",
+        title="Up to which tolerance each corner stays",
         x="layer that puts the corner out",
-        y=f"distance in all {path.hidden:,} dimensions, {_unit(path)}",
+        y=f"distance in {path.hidden:,} dimensions, {_unit(path)}",
         alt=_threshold(path),
         series=(
-            level("tolerance that leaves these corners", low if low < high else None, colour("guide", theme), (4, 4)),
+            level("leaves just these corners", low if low < high else None, colour("guide", theme), (4, 4)),
             Series(
-                "its distance, where a line divided before was nearer",
+                "its own distance, if larger",
                 layers[capped],
                 distance[capped],
                 colour("guide", theme),
@@ -83,8 +83,8 @@ def distance_chart(path: Path, style: Style, theme: Theme) -> Chart:
                 sizes=np.full(int(capped.sum()), 60.0),
                 labels=tuple(_told(path, int(layer) + 1) for layer in layers[capped]),
             ),
-            stays("stays up to here, without adapters", inner & ~kept, colour("baseline", theme), "circle", 80),
-            stays("stays up to here, with adapters", inner & kept, style.colour, style.marker, 150),
+            stays("without adapters", inner & ~kept, colour("baseline", theme), "circle", 80),
+            stays("with adapters", inner & kept, style.colour, style.marker, 150),
         ),
         x_range=(-0.5, path.layers - 0.5),
         y_range=(0.0, 1.1 * float(np.nanmax(path.distance, initial=1e-9))),

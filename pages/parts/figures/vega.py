@@ -9,6 +9,8 @@ from typing import Any
 from pages.parts.figures.chart import Chart, Kind, Series
 
 Channel = dict[str, Any]
+SHORT = 12
+"""Characters of a name of which six fit beside each other in a legend."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -73,7 +75,7 @@ def _names(chart: Chart) -> list[dict[str, Any]]:
     if not chart.named:
         return []
     look = {**_colours(chart), "text": {"field": "name"}, "x": _x(chart), "y": _y(chart)}
-    return [_layer("points", {"type": "text", "dy": -11, "fontSize": 12}, look)]
+    return [_layer("points", {"type": "text", "dy": -13, "fontSize": 12}, look)]
 
 
 def _layer(kind: Kind, mark: dict[str, Any], encoding: dict[str, Any], only: str = "") -> dict[str, Any]:
@@ -95,7 +97,8 @@ def _legend(chart: Chart) -> Channel:
     symbol: Channel = (
         {"symbolSize": 80} if chart.sized else {} if only_points else {"symbolType": "stroke", "symbolSize": 250}
     )
-    return {"legend": {"title": None, "orient": "top", "columns": 2, "labelLimit": 260, **symbol}}
+    many_short = len(chart.shown) > 4 and all(len(series.name) <= SHORT for series in chart.shown)
+    return {"legend": {"title": None, "orient": "top", "columns": 6 if many_short else 2, "labelLimit": 260, **symbol}}
 
 
 def _shape(series: Series) -> str:
