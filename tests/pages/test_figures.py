@@ -451,6 +451,20 @@ def test_distances_are_those_the_simplification_saw() -> None:
     assert table["in the simplified path"].tolist() == [True, False, True, False, True, True]
 
 
+def test_of_many_layers_only_the_chosen_ones_are_named() -> None:
+    many, inner = 20, np.arange(21.0)
+    path = a_path(
+        places=np.stack([inner, inner % 3], 1), distance=inner, tolerance=np.array([np.inf, *inner[1:-1], np.inf]),
+        lines=((0, 20),) * 21, chosen=(17, 18, many - 1),
+    )  # fmt: skip
+    for chart, expected in (
+        (polyline_chart(path, STYLE, "light"), {"in", "17", "18", "19"}),
+        (distance_chart(path, STYLE, "light"), {"18.0", "19.0"}),
+    ):
+        assert {name for series in chart.series for name in series.names} == expected
+        assert set(chart.columns.column("name").to_pylist()) == expected | {""}
+
+
 def test_a_model_of_one_layer_has_a_path_without_corners() -> None:
     path = a_path(
         places=np.array([[-1.0, 0], [1, 0]]), distance=np.full(2, np.nan), tolerance=np.full(2, np.inf),
@@ -480,6 +494,9 @@ def test_trials_are_drawn_round_by_round_with_the_chosen_marked() -> None:
     assert all(series.marker != STYLE.marker for series in chart.series[:-1])
     bars = next(trace for trace in plotly_figure(chart).data if trace.name == "round 1").error_y
     assert list(bars.array) == pytest.approx([0.12, 0.1])
+    tips = [layer["encoding"]["tooltip"] for layer in vega_spec(chart)["layer"] if "tooltip" in layer["encoding"]]
+    assert [tip["field"] for tip in tips[0]] == ["series", "label", "y"], "points of one layer stand side by side"
+    assert "at" not in plotly_figure(chart).data[0].hovertemplate.split("<extra>")[0]
     assert "in round 1 layer 1 (these examples cannot tell it from 0)" in chart.alt
     assert "in round 2 layer 2 (1 without a finite loss)" in chart.alt
     assert "rose in round 2" in chart.alt

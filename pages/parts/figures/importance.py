@@ -58,9 +58,10 @@ def importance_note(importance: Importance) -> str:
     """What the numbers rest on."""
     least, most = importance.examples
     on = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+    often = "After every step" if importance.interval == 1 else f"Every {importance.interval:,} steps"
     drawn = "one layer" if importance.drawn == 1 else f"{importance.drawn} layers"
     return (
-        f"Every {importance.interval:,} steps the adapters of {importance.suppressed} of {len(importance.layers)} "
+        f"{often} the adapters of {importance.suppressed} of {len(importance.layers)} "
         f"layers are turned down, for {importance.sets} different sets of layers, and each set's loss is measured on "
         f"n = {on} training examples: each column is one judgement more, and a noisy one. Every step updates the "
         f"adapters of {drawn}, drawn by weights that grow with importance."

@@ -11,6 +11,8 @@ from pages.parts.figures.palette import Style, Theme, colour
 
 MARGIN = 0.08
 """Share of the path's extent left free around it."""
+NAMED = 12
+"""Of a model with more layers than this only the chosen ones are named in the picture: names would cover each other."""
 
 
 def polyline_chart(path: Path, style: Style, theme: Theme) -> Chart:
@@ -20,9 +22,9 @@ def polyline_chart(path: Path, style: Style, theme: Theme) -> Chart:
     kept = np.isin(numbers - 1, path.chosen)
     first, second = path.shares
 
-    def points(title: str, which: np.ndarray, tone: str, marker: str, size: float) -> Series:
+    def points(title: str, which: np.ndarray, tone: str, marker: str, size: float, *, named: bool = True) -> Series:
         labels = tuple(_told(path, int(vertex)) for vertex in numbers[which])
-        names = tuple(_short(int(vertex)) for vertex in numbers[which])
+        names = tuple(_short(int(vertex)) for vertex in numbers[which]) if named else ()
         sizes = np.full(int(which.sum()), size)
         return Series(title, x[which], y[which], tone, "points", marker=marker, sizes=sizes, labels=labels, names=names)
 
@@ -36,7 +38,7 @@ def polyline_chart(path: Path, style: Style, theme: Theme) -> Chart:
         series=(
             Series("path through all layers", x, y, grey),
             Series("simplified path", x[path.corners], y[path.corners], style.colour, dash=(6, 4)),
-            points("layer without adapters", ~kept & (numbers > 0), grey, "circle", 60),
+            points("layer without adapters", ~kept & (numbers > 0), grey, "circle", 60, named=path.layers <= NAMED),
             points("what goes in", numbers == 0, plain, "square", 60),
             points("layer with adapters", kept, style.colour, style.marker, 150),
         ),
@@ -56,12 +58,12 @@ def distance_chart(path: Path, style: Style, theme: Theme) -> Chart:
     kept = np.isin(layers, path.chosen)
     low, high = path.span
 
-    def stays(title: str, which: np.ndarray, tone: str, marker: str, size: float) -> Series:
+    def stays(title: str, which: np.ndarray, tone: str, marker: str, size: float, *, named: bool = True) -> Series:
         labels = tuple(_told(path, int(layer) + 1) for layer in layers[which])
         sizes = np.full(int(which.sum()), size)
         return Series(
             title, layers[which], tolerance[which], tone, "points", marker=marker, sizes=sizes, labels=labels,
-            names=tuple(f"{value:#.3g}".rstrip(".") for value in tolerance[which]),
+            names=tuple(f"{value:#.3g}".rstrip(".") for value in tolerance[which]) if named else (),
         )  # fmt: skip
 
     capped = inner & (distance > tolerance)
@@ -83,7 +85,9 @@ def distance_chart(path: Path, style: Style, theme: Theme) -> Chart:
                 sizes=np.full(int(capped.sum()), 60.0),
                 labels=tuple(_told(path, int(layer) + 1) for layer in layers[capped]),
             ),
-            stays("without adapters", inner & ~kept, colour("baseline", theme), "circle", 80),
+            stays(
+                "without adapters", inner & ~kept, colour("baseline", theme), "circle", 80, named=path.layers <= NAMED
+            ),
             stays("with adapters", inner & kept, style.colour, style.marker, 150),
         ),
         x_range=(-0.5, path.layers - 0.5),

@@ -43,6 +43,7 @@ def _each_point_alone(chart: Chart) -> bool:
 def _trace(chart: Chart, series: Series) -> go.Scatter:
     value = f"%{{y:{chart.y_format or '.5~g'}}}"
     label = "<b>%{hovertext}</b><br>" if series.labels else ""
+    place = "" if chart.whole_x else " at %{x:,.6~g}"  # there the label says it, and points may stand side by side
     interval: dict[str, Any] = {}
     if series.low is not None and series.high is not None:
         interval["error_y"] = {
@@ -68,7 +69,7 @@ def _trace(chart: Chart, series: Series) -> go.Scatter:
         hovertext=[_plain(label) for label in series.labels] or None,
         text=[_plain(name) for name in series.names] or None,
         textposition="top center",
-        hovertemplate=f"{label}{value}" + (f" at %{{x:,}}<extra>{_plain(series.name)}</extra>" if label else ""),
+        hovertemplate=f"{label}{value}" + (f"{place}<extra>{_plain(series.name)}</extra>" if label else ""),
         hoverinfo="skip" if series.faint else None,
         **interval,
     )

@@ -123,7 +123,7 @@ def _tooltip(chart: Chart) -> list[Channel]:
         {"field": "y", "type": "quantitative", "title": chart.y, "format": chart.y_format or ",.5~g"},
     ]
     if any(series.labels for series in chart.shown):
-        found.insert(1, {"field": "label", "type": "nominal", "title": "Which"})
+        found[1 : 2 if chart.whole_x else 1] = [{"field": "label", "type": "nominal", "title": "Which"}]
     return found
 
 
