@@ -1,4 +1,4 @@
-"""Commands that show what a run recorded inside its model: the decision plane, and the turns of layers."""
+"""Commands that show what a run recorded inside its model: the decision plane, turns of layers, and findings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from engine import settings
 from engine.cli.listing import emit, table
 from engine.errors import SpecError
+from engine.probes.found import Importance, Path, Trials, importance_of, path_of, trials_of
 from engine.probes.recorded import Plane, plane_of, turns_of
 from engine.store.run_reader import RunReader
 from engine.store.runs import Runs
@@ -110,3 +111,91 @@ def layers(arguments: argparse.Namespace) -> int:
     }
     heading = "share of its weights that trained, in stretches that begin with step"
     return emit(arguments, data, f"{heading}\n{table(rows)}")
+
+
+def findings(arguments: argparse.Namespace) -> int:
+    """What a run's method measured of the layers to choose by."""
+    store = Runs(settings.home())
+    row = store.find(arguments.run)
+    with RunReader(store.folder(row.id).database) as reader:
+        metas = reader.metas()
+        steps = [step for _, step in reader.frame_index("importance")]
+        frames = [frame for step in steps if (frame := reader.frame("importance", step=step)) is not None]
+    told: list[str] = []
+    if (path := path_of(metas)) is not None:
+        told += _path(path)
+    if (trials := trials_of(metas)) is not None:
+        told += _trials(trials)
+    learnt = importance_of(metas, frames)
+    if learnt is not None:
+        told += _importance(learnt)
+    if not told:
+        raise SpecError(
+            f"Run {row.id} has no findings on record.",
+            "Choose a run of RDP LoRA, SubTuning or IST; runs from before findings were recorded have none.",
+        )
+    changes = [] if learnt is None else zip(learnt.steps.tolist(), learnt.values.tolist(), strict=True)
+    data = {
+        "run": row.id,
+        **metas["findings"],
+        "changes": [{"step": step, "importance": values} for step, values in changes],
+    }
+    return emit(arguments, data, "\n".join(told))
+
+
+def _path(path: Path) -> list[str]:
+    low, high = path.span
+    scaled = ", scaled to length one" if path.normalised else ""
+    rows = [
+        {
+            "after layer": vertex - 1 if vertex else "(input)",
+            "first component": f"{path.places[vertex, 0]:.4g}",
+            "second": f"{path.places[vertex, 1]:.4g}",
+            "distance": "" if line is None else f"{path.distance[vertex]:.4g}",
+            "from the line": "" if line is None else f"{line[0] - 1 if line[0] else '(input)'} to {line[1] - 1}",
+            "stays up to": f"{path.tolerance[vertex]:.4g}",
+            "adapters": "yes" if vertex - 1 in path.chosen else "",
+        }
+        for vertex, line in enumerate(path.lines)
+    ]
+    return [
+        f"path of the hidden states: means over {path.tokens:,} tokens of {path.examples:,} training examples, "
+        f"before training{scaled}; distances in {path.hidden:,} dimensions",
+        f"variance in the plane: {path.shares[0]:.1%} and {path.shares[1]:.1%}",
+        f"tolerance that leaves these corners: {low:.4g} to below {high:.4g}",
+        table(rows),
+    ]
+
+
+def _trials(trials: Trials) -> list[str]:
+    rows = [
+        {
+            "round": number,
+            "layer": trial.layer,
+            "held-out loss": f"{trial.loss:.4f}",
+            "behind the chosen, 95 %": ""
+            if trial.interval is None
+            else f"{trial.behind:+.4f} [{trial.interval[0]:+.4f}, {trial.interval[1]:+.4f}]",
+            "chosen": "yes" if trial.layer == each.chosen else "",
+        }
+        for number, each in enumerate(trials.rounds, 1)
+        for trial in each.trials
+    ]
+    about = (
+        f"trials of {trials.steps:,} steps on {trials.fit:,} training examples; loss on n = {trials.held:,} others, "
+        "differences paired by example"
+    )
+    return [about, table(rows)]
+
+
+def _importance(learnt: Importance) -> list[str]:
+    kept = np.unique(np.linspace(0, len(learnt.steps) - 1, min(COLUMNS, len(learnt.steps))).round().astype(int))
+    rows = [
+        {"after step": int(learnt.steps[place])}
+        | {f"layer {layer}": f"{value:+.3g}" for layer, value in zip(learnt.layers, learnt.values[place], strict=True)}
+        for place in kept
+    ]
+    least, most = learnt.examples
+    on = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+    about = f"importance by layer; each judgement compares {learnt.sets} sets of layers on n = {on} examples"
+    return [about, table(rows)]

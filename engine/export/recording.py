@@ -26,7 +26,7 @@ POINTS = 240
 """Points kept of each curve."""
 FRAMES = 80
 """Frames kept of each kind."""
-WHOLE = ("layers",)
+WHOLE = ("layers", "importance")
 """Kinds of which every frame counts, because each holds until the next."""
 EXACT_ENTRIES = 60_000
 """Masks of up to this many entries are recorded entry by entry; of larger ones the counts alone."""

@@ -31,6 +31,7 @@ from engine.methods.observed import Boundary, Choice, Product, Ranks, Selection
 from engine.models.architecture import Architecture, Parameter
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -128,7 +129,8 @@ class Method:
     notes: ClassVar[str] = ""
     """Which source is followed where paper, lecture and code differ; how papers count parameters."""
     views: ClassVar[tuple[str, ...]] = ("change",)
-    """Inside views this method feeds: ``mask``, ``plane``, ``layers``, ``rank``, ``change``, ``bias``."""
+    """Inside views this method feeds: ``mask``, ``plane``, ``layers``, ``rank``, ``change``, ``bias``, and of its own
+    findings ``path``, ``trials``, ``importance``."""
     demonstrations: ClassVar[tuple[str, ...]] = ()
     """What its card can measure on a real model: ``divergence``."""
     composes: ClassVar[bool] = False
@@ -296,6 +298,14 @@ class Method:
     def products(self) -> list[Product]:
         """What it adds to linear layers, in model order; only where it `packs`."""
         raise NotImplementedError(type(self).__name__)
+
+    def findings(self) -> dict[str, Any]:
+        """What it measured to choose by: plain JSON data by the view that shows it. Asked once, after `score_pass`."""
+        return {}
+
+    def importance_now(self) -> np.ndarray | None:
+        """What it has learnt so far of each layer it chooses among, float64; recorded whenever it changes."""
+        return None
 
     def kept(self) -> int | None:
         """Scalars that the finished method keeps, where that is known only at the end; else None."""

@@ -102,9 +102,10 @@ class IST(LoRA):
 
     ### What to watch
 
-    In the view of magnitude and direction some layers move far more than others. Set the response
-    that is left to 1 and nothing can be learnt about importance: the draw stays uniform. Train all
-    layers, and it is LoRA to the last bit.
+    The importance of each layer over the steps: does it settle, or wander? In the view of magnitude
+    and direction some layers move far more than others. Set the response that is left to 1 and
+    nothing can be learnt about importance: the draw stays uniform. Train all layers, and it is LoRA
+    to the last bit.
 
     ### When it fails
 
@@ -144,6 +145,7 @@ class IST(LoRA):
     Config: ClassVar[type[MethodConfig]] = IstConfig
     packs = ()
     steady = False
+    views: ClassVar[tuple[str, ...]] = ("importance", *LoRA.views)
     scores_first = True
     captured = "gradients"
     not_capturable = "Which layers are updated is drawn anew at every step."
@@ -193,15 +195,22 @@ class IST(LoRA):
     def _draw(self, importance: np.ndarray, share: float, key: Sequence[int], sets: int = 1) -> list[list[int]]:
         """Different sets of layers, drawn without replacement and by importance."""
         rng = np.random.Generator(np.random.PCG64([self.context.method_seed, *key]))
-        count = max(1, int(share * len(self.layers)))
         weights = 1 / (1 + np.exp(-importance))
         found: list[list[int]] = []
-        while len(found) < min(sets, math.comb(len(self.layers), count)):
-            places = rng.choice(len(self.layers), count, replace=False, p=weights / weights.sum())
+        while len(found) < self._different(share, sets):
+            places = rng.choice(len(self.layers), self._count(share), replace=False, p=weights / weights.sum())
             layers = sorted(self.layers[place] for place in places)
             if layers not in found:
                 found.append(layers)
         return found
+
+    def _count(self, share: float) -> int:
+        """Layers in a set."""
+        return max(1, int(share * len(self.layers)))
+
+    def _different(self, share: float, sets: int) -> int:
+        """As many sets as asked for, or as there are different ones."""
+        return min(sets, math.comb(len(self.layers), self._count(share)))
 
     def before_step(self, step: int) -> None:
         """Drop the gradients of the layers that were not drawn; AdamW leaves what has none alone."""
@@ -261,6 +270,24 @@ class IST(LoRA):
         finally:
             for module, scale in zip(modules, scales, strict=True):
                 module.scaling[ADAPTER] = scale
+
+    # --- observation -----------------------------------------------------------------------
+
+    def findings(self) -> dict[str, Any]:
+        """What importance is about, and what each judgement rests on."""
+        config: Any = self.config
+        judged = {
+            "layers": self.layers,
+            "interval": config.interval,
+            "drawn": self._count(config.share),
+            "suppressed": self._count(config.suppressed),
+            "sets": self._different(config.suppressed, config.candidates),
+            "examples": [len(group["labels"]) for group in self._groups],
+        }
+        return {"importance": judged}
+
+    def importance_now(self) -> np.ndarray | None:
+        return self.importance
 
     # --- state ---------------------------------------------------------------------------
 

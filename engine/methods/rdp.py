@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from engine.errors import BudgetError
 from engine.methods._active import ActiveTensors, layers_field
 from engine.methods._examples import kept
 from engine.methods._peft import MAX_RANK
+from engine.methods._polyline import Polyline, principal_plane, splits, tolerances
 from engine.methods.contract import Batches, Context, LearningRate, Method, MethodConfig, Paper, largest
 from engine.methods.lora import LoRA, LowRankConfig
 from engine.methods.registry import register
@@ -22,22 +23,6 @@ from engine.models.architecture import Architecture, Parameter
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-
-@dataclass(frozen=True)
-class Polyline:
-    """The path of the mean hidden state through the model, and what of it was kept.
-
-    Attributes:
-        points: float64 (layers + 1, hidden): before the first layer, then after each.
-        tolerance: float64 (layers + 1,): up to which distance a simplified path still has the vertex;
-            infinite at both ends.
-        layers: the layers that were chosen: vertex l + 1 is what layer l puts out.
-    """
-
-    points: np.ndarray
-    tolerance: np.ndarray
-    layers: tuple[int, ...]
 
 
 class RdpConfig(LowRankConfig):
@@ -80,8 +65,9 @@ class RdpLoRA(ActiveTensors, LoRA):
 
     ### What to watch
 
-    Which layers were chosen, and whether another data set chooses the same. At an equal budget fewer
-    layers mean more ranks in each. In the view of magnitude and direction the other layers stand still.
+    The path in its view: where it turns, and how far each corner lies from the straight line. Which
+    layers were chosen, and does another data set choose the same? At an equal budget fewer layers
+    mean more ranks in each. In the view of magnitude and direction the other layers stand still.
 
     ### When it fails
 
@@ -116,7 +102,7 @@ class RdpLoRA(ActiveTensors, LoRA):
         "are taken out of the model. A budget sets the rank, then one more for the kinds of matrices that still fit."
     )
     Config: ClassVar[type[MethodConfig]] = RdpConfig
-    views: ClassVar[tuple[str, ...]] = ("change",)
+    views: ClassVar[tuple[str, ...]] = ("path", "change")
     export_formats: ClassVar[tuple[str, ...]] = ("peft", "merged")
     scores_first = True
 
@@ -124,6 +110,8 @@ class RdpLoRA(ActiveTensors, LoRA):
         super().__init__(config, context, inner)
         self.polyline: Polyline | None = None
         """The path and its kept corners; None before they are known."""
+        self.averaged = (0, 0)
+        """Examples and tokens that its points are means over; only known where it was measured."""
 
     # --- declaration ---------------------------------------------------------------------
 
@@ -201,9 +189,11 @@ class RdpLoRA(ActiveTensors, LoRA):
         was_training = model.training
         model.eval()
         with torch.no_grad(), _states(model, self.context.architecture) as sums:
-            for example in kept(batches, config.samples, progress):
+            examples = kept(batches, config.samples, progress)
+            for example in examples:
                 model(**example)
         model.train(was_training)
+        self.averaged = (len(examples), sums.tokens)
         points = (torch.stack(sums.totals) / sums.tokens).cpu().numpy()
         if config.normalise:
             points = points / np.linalg.norm(points, axis=1, keepdims=True).clip(1e-12)
@@ -228,6 +218,25 @@ class RdpLoRA(ActiveTensors, LoRA):
     def delta(self, weight: Parameter, base: torch.Tensor) -> torch.Tensor | None:
         return LoRA.delta(self, weight, base)
 
+    def findings(self) -> dict[str, Any]:
+        """The path in the plane of its principal components, and how the simplification divided it."""
+        if self.polyline is None:
+            return {}
+        config: Any = self.config
+        points = self.polyline.points
+        places, shares = principal_plane(points)
+        path = {
+            "places": places.tolist(),
+            "shares": shares,
+            "splits": [asdict(each) for each in splits(points)],
+            "layers": self.polyline.layers,
+            "hidden": points.shape[1],
+            "normalised": config.normalise,
+            "examples": self.averaged[0],
+            "tokens": self.averaged[1],
+        }
+        return {"path": path}
+
     # --- state ---------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -250,36 +259,6 @@ class RdpLoRA(ActiveTensors, LoRA):
         rows = self.trainables(self.context.architecture, self.config)
         self._take_out(tuple({row.layer for row in rows if row.name in result}))
         super().install(result)
-
-
-def tolerances(points: np.ndarray) -> np.ndarray:
-    """Up to which tolerance Ramer, Douglas and Peucker's simplification keeps each point; infinite at both ends.
-
-    Args:
-        points: float64 (points, dimensions), at least two.
-    """
-    found = np.full(len(points), np.inf)
-
-    def split(first: int, last: int, limit: float) -> None:
-        if last - first < 2:
-            return
-        distances = _from_segment(points[first + 1 : last], points[first], points[last])
-        middle = first + 1 + int(distances.argmax())
-        found[middle] = min(float(distances.max()), limit)
-        split(first, middle, found[middle])
-        split(middle, last, found[middle])
-
-    split(0, len(points) - 1, np.inf)
-    return found
-
-
-def _from_segment(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Distance of each point from the straight line between two others, which ends at them."""
-    along = end - start
-    length = float(along @ along)
-    share = ((points - start) @ along / length).clip(0, 1) if length else np.zeros(len(points))
-    distances: np.ndarray = np.linalg.norm(points - start - share[:, None] * along, axis=1)
-    return distances
 
 
 class _Sums:

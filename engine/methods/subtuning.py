@@ -15,6 +15,7 @@ from engine.methods.contract import Batches, Context, LearningRate, Method, Meth
 from engine.methods.registry import register
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -70,8 +71,9 @@ class SubTuning(ActiveBlocks):
 
     ### What to watch
 
-    In the view of magnitude and direction only the chosen layers move. Compare them with what
-    surgical fine-tuning takes at the same size: a large gradient and a large gain are not the same.
+    The trials: in each round, how far is the best layer from the next, and is that more than chance?
+    Compare the chosen layers with what surgical fine-tuning takes at the same size: a large gradient
+    and a large gain are not the same.
 
     ### When it fails
 
@@ -104,12 +106,16 @@ class SubTuning(ActiveBlocks):
         "weights, the head included, are put back after each trial. The validation set takes no part."
     )
     Config: ClassVar[type[MethodConfig]] = SubTuningConfig
+    views: ClassVar[tuple[str, ...]] = ("trials", *ActiveBlocks.views)
     scores_first = True
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
         super().__init__(config, context, inner)
         self.profile: list[dict[int, float]] = []
         """Of each round the held-out loss by candidate layer."""
+        self._each: dict[tuple[int, ...], np.ndarray] = {}
+        """Losses of the single held-out examples, by the layers that trained."""
+        self._halves = (0, 0)
 
     def score_pass(self, model: nn.Module, batches: Batches, progress: Callable[[int, int], None]) -> None:
         """Search, and make the chosen layers trainable.
@@ -125,6 +131,7 @@ class SubTuning(ActiveBlocks):
         half, size = len(examples) // 2, config.trial_batch
         fit = [together(examples[start : min(start + size, half)], pad) for start in range(0, half, size)]
         held = together(examples[half:], pad)
+        self._halves = (half, len(examples) - half)
         was_training = model.training
         model.eval()
         chosen = self._search(lambda layers: self._trial(model, layers, fit, held), progress)
@@ -148,7 +155,7 @@ class SubTuning(ActiveBlocks):
                     done += 1
                     progress(done, total)
             self.profile.append(losses)
-            chosen.append(min(losses, key=lambda layer: (losses[layer], layer)))
+            chosen.append(_best(losses))
         return chosen
 
     def _trial(
@@ -171,7 +178,42 @@ class SubTuning(ActiveBlocks):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            found = float(model(**held).loss)
+            out = model(**held)
+            found = float(out.loss)
+            each = torch.nn.functional.cross_entropy(out.logits.float(), held["labels"], reduction="none")
+            self._each[tuple(layers)] = each.double().cpu().numpy()
             for tensor, value in zip(trained, before, strict=True):
                 tensor.copy_(value)
         return found if math.isfinite(found) else math.inf
+
+    # --- observation ---------------------------------------------------------------------
+
+    def findings(self) -> dict[str, Any]:
+        """Every trial's loss, and how far the chosen layer's lies below it on the same examples."""
+        config: Any = self.config
+        rounds: list[dict[str, Any]] = []
+        for losses in self.profile:
+            before = [done["chosen"] for done in rounds]
+            best = _best(losses)
+            trials = [
+                {"layer": layer, "loss": loss, **self._behind((*before, layer), (*before, best))}
+                for layer, loss in losses.items()
+                if math.isfinite(loss)
+            ]
+            rounds.append({"chosen": best, "trials": trials, "failed": len(losses) - len(trials)})
+        settings = {"steps": config.trial_steps, "batch": config.trial_batch, "rate": config.trial_rate}
+        return {"trials": {**settings, "fit": self._halves[0], "held": self._halves[1], "rounds": rounds}}
+
+    def _behind(self, layers: tuple[int, ...], best: tuple[int, ...]) -> dict[str, Any]:
+        """Interval of the mean difference of two trials' losses; none of a trial and itself."""
+        from engine.stats.intervals import mean_difference
+
+        if layers == best:
+            return {"behind": 0.0, "ci": None}
+        found = mean_difference(self._each[layers], self._each[best])
+        return {"behind": found.estimate, "ci": [found.low, found.high] if found.known else None}
+
+
+def _best(losses: dict[int, float]) -> int:
+    """The layer of the lowest loss, the lower one of several."""
+    return min(losses, key=lambda layer: (losses[layer], layer))

@@ -83,11 +83,7 @@ def mean_over_seeds(values: Sequence[float], level: float = 0.95) -> Interval:
     data = np.asarray(values, dtype=np.float64)
     if data.size == 0 or not np.isfinite(data).all():
         raise ValueError(f"needs finite values, got {values!r}")
-    mean, n = float(data.mean()), int(data.size)
-    if n == 1:
-        return Interval(mean, None, None, level, 1, "seeds")
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * float(data.std(ddof=1)) / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, level, n, "seeds")
+    return _student(data, level, "seeds")
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Interval:
@@ -99,6 +95,18 @@ def paired_difference(first: Sequence[float], second: Sequence[float], level: fl
     if len(first) != len(second):
         raise ValueError(f"{len(first)} values against {len(second)}: they are not paired")
     return mean_over_seeds([float(a) - float(b) for a, b in zip(first, second, strict=True)], level)
+
+
+def mean_difference(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Interval:
+    """Student's t interval of the mean of ``first - second``, paired by item, as of losses.
+
+    Raises:
+        ValueError: when they are not of equally many items, or a difference is not finite.
+    """
+    one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if one.shape != other.shape or one.ndim != 1 or not np.isfinite(one - other).all():
+        raise ValueError(f"values of shapes {one.shape} and {other.shape} are not of the same items, or not finite")
+    return _student(one - other, level, "items")
 
 
 def over_items(
@@ -126,6 +134,15 @@ def over_items(
     draws = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples) @ values / n
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(low), float(high), level, n, "items")
+
+
+def _student(data: np.ndarray, level: float, over: Chance) -> Interval:
+    """Student's t interval of a mean; without limits for a single value."""
+    mean, n = float(data.mean()), int(data.size)
+    if n == 1:
+        return Interval(mean, None, None, level, 1, over)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * float(data.std(ddof=1)) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, level, n, over)
 
 
 def item_differences(first: ArrayLike, second: ArrayLike) -> np.ndarray:

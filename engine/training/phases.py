@@ -191,3 +191,5 @@ def _score(built: Built, splits: Mapping[str, Encoded], sink: Sink, control: Con
     order = np.random.Generator(np.random.PCG64([train.seed_of("data"), 2**20])).permutation(len(splits["train"]))
     batches = (to_device(splits["train"].batch(np.array([i])), train.device) for i in order)
     built.method.score_pass(built.model, batches, progress)
+    if found := built.method.findings():
+        sink.meta("findings", found)

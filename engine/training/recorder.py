@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,29 @@ from engine.training.costs import Energy, PeakMemory
 EXACT_ENTRIES = 2_000_000
 """Masks of up to this many entries are recorded entry by entry; larger ones as counts only."""
 
+EXACT_CHANGES = 2_000
+"""Changes of what trains, or of importance, are recorded at their very steps up to this number, then at frames only."""
 
-EXACT_TURNS = 2_000
-"""Changes of the tensors that train are recorded at their very steps up to this number, then at frames only."""
+
+@dataclass
+class Followed:
+    """Something of which a frame is taken whenever it changes.
+
+    Attributes:
+        kind: of the frames.
+        what: in words, at the beginning of a sentence.
+        now: gives what tells its states apart.
+        arrays: gives the frame of its present state.
+        last: of `now`, when the last frame was taken.
+        changes: frames so far.
+    """
+
+    kind: str
+    what: str
+    now: Callable[[], object]
+    arrays: Callable[[], dict[str, np.ndarray]]
+    last: object = None
+    changes: int = 0
 
 
 class Recorder:
@@ -48,8 +70,7 @@ class Recorder:
         self._bias = self._bias_probe(built) if feeds(self.method, "bias") else None
         self.plane = self._plane_probe(built) if feeds(self.method, "plane") else None
         self._turning = first(self.method, lambda part: part.active_now()) if feeds(self.method, "layers") else None
-        self._active: frozenset[str] | None = None
-        self._turns = 0
+        self._followed = [*self._follow_turns(), *self._follow_importance()]
 
     def start(self) -> None:
         """Describe the rows that frames refer to, and take the frame of step 0."""
@@ -67,7 +88,7 @@ class Recorder:
                 self.sink.frame("plane", 0, frame)
         if self._turning is not None:
             self.sink.meta("layer_rows", describe(self._turning_rows()))
-            self.follow(0)
+        self.follow(0)
         self._frame(0)
 
     def due(self, step: int, last: bool) -> bool:
@@ -93,18 +114,15 @@ class Recorder:
         return self.plane.inside if self.plane is not None and self.plane.armed else 0.0
 
     def follow(self, done: int) -> None:
-        """Record which tensors train from now on, if those are others than before."""
-        if self._turning is None or (active := self._turning.active_now()) == self._active:
-            return
-        if self._turns >= EXACT_TURNS and not self.schedule.due(done):
-            return
-        rows = self._turning_rows()
-        trains = np.array([row.name in (active or ()) for row in rows], dtype=np.uint8)
-        self.sink.frame("layers", done, {"active": trains}, keep=True)
-        self._active, self._turns = active, self._turns + 1
-        if self._turns == EXACT_TURNS:
-            text = f"What trains has changed {EXACT_TURNS:,} times; from here on changes are recorded at frames only."
-            self.sink.note("info", text, done)
+        """Record what trains from now on, and what was learnt of layers, if that is other than before."""
+        for each in self._followed:
+            if (now := each.now()) == each.last or (each.changes >= EXACT_CHANGES and not self.schedule.due(done)):
+                continue
+            self.sink.frame(each.kind, done, each.arrays(), keep=True)
+            each.last, each.changes = now, each.changes + 1
+            if each.changes == EXACT_CHANGES:
+                often = f"{each.what} has changed {EXACT_CHANGES:,} times"
+                self.sink.note("info", f"{often}; from here on changes are recorded at frames only.", done)
 
     def frame(self, step: int) -> None:
         """Take the frame after step `step`."""
@@ -130,7 +148,7 @@ class Recorder:
             "tokens": self.tokens,
             "spent": self.schedule.spent,
             "elapsed": time.monotonic() - self._started,
-            "turns": self._turns,
+            "changes": {each.kind: each.changes for each in self._followed},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -138,9 +156,9 @@ class Recorder:
         self._known, self.tokens = state["known"], state["tokens"]
         self.schedule.spent = state["spent"]
         self._started = time.monotonic() - state["elapsed"]
-        self._turns = state["turns"]
-        if self._turning is not None:
-            self._active = self._turning.active_now()
+        for each in self._followed:
+            # A checkpoint from before this was counted has none.
+            each.last, each.changes = each.now(), state.get("changes", {}).get(each.kind, 0)
 
     def _frame(self, done: int) -> None:
         started = time.perf_counter()
@@ -187,6 +205,24 @@ class Recorder:
         rows = part.trainables(part.context.architecture, part.config)
         whole = built.spec.train.execution == "graph" and built.method.captured == "step"
         return plane.PlaneProbe(part, rows, built.spec.train.device, sees=not whole)
+
+    def _follow_turns(self) -> Iterator[Followed]:
+        if (turning := self._turning) is not None:
+
+            def trains() -> dict[str, np.ndarray]:
+                active = turning.active_now() or ()
+                return {"active": np.array([row.name in active for row in self._turning_rows()], dtype=np.uint8)}
+
+            yield Followed("layers", "What trains", turning.active_now, trains)
+
+    def _follow_importance(self) -> Iterator[Followed]:
+        learning = first(self.method, lambda part: part.importance_now())
+        if learning is not None:
+
+            def importance() -> dict[str, np.ndarray]:
+                return {"importance": np.array(learning.importance_now())}
+
+            yield Followed("importance", "Importance", lambda: tuple(importance()["importance"].tolist()), importance)
 
     def _turning_rows(self) -> tuple[Parameter, ...]:
         assert self._turning is not None

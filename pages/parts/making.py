@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from engine.probes.found import importance_of, path_of, trials_of
 from engine.probes.recorded import plane_of, turns_of
 from pages.parts.figures.bias import bias_grid
 from pages.parts.figures.change import change_grid, path_chart, scatter_chart
@@ -17,10 +18,13 @@ from pages.parts.figures.chart import Chart
 from pages.parts.figures.cost import cost_charts
 from pages.parts.figures.curves import accuracy_chart, loss_chart
 from pages.parts.figures.grid import Grid
+from pages.parts.figures.importance import importance_grid, importance_note
 from pages.parts.figures.mask import entries_of, growth_chart, mask_grid, matrix_grid
 from pages.parts.figures.palette import Style, Theme, style_of
+from pages.parts.figures.path import distance_chart, path_note, polyline_chart
 from pages.parts.figures.plane import ends_of, note_of, plane_chart
 from pages.parts.figures.rank import rank_grid, rank_timeline, rank_warning, schedule_chart
+from pages.parts.figures.trials import trials_chart, trials_note
 from pages.parts.figures.turns import COLUMNS, turns_grid
 from pages.parts.panel import Moment
 from pages.parts.picture import theme
@@ -162,6 +166,27 @@ def turns(scene: Scene) -> Grid | None:
     steps = max(moment.step, 1)
     found = turns_of(scene.rows("layer_rows"), scene.layers, frames, steps, COLUMNS) if frames else None
     return turns_grid(found) if found else None
+
+
+def path(scene: Scene) -> tuple[Chart, Chart, str] | None:
+    """The path through the layers, how far its corners stand out, and what both rest on."""
+    found = path_of(scene.moment.snapshot.metas)
+    if found is None:
+        return None
+    drawn = (make(found, scene.style, scene.theme) for make in (polyline_chart, distance_chart))
+    return *drawn, path_note(found)
+
+
+def trials(scene: Scene) -> tuple[Chart, str] | None:
+    """The trials of a search for layers, and what they rest on."""
+    found = trials_of(scene.moment.snapshot.metas)
+    return (trials_chart(found, scene.style, scene.theme), trials_note(found)) if found else None
+
+
+def importance(scene: Scene) -> tuple[Grid, str] | None:
+    """Importance of layers up to the moment, and what it rests on."""
+    found = importance_of(scene.moment.snapshot.metas, scene.frames("importance"))
+    return (importance_grid(found), importance_note(found)) if found else None
 
 
 def rank(scene: Scene) -> Grid | None:

@@ -25,6 +25,9 @@ def views_of(method: str, kinds: set[str]) -> dict[str, str]:
         ("mask", "masks", "Parameter masks"),
         ("plane", "plane", "Decision plane"),
         ("layers", "layers", "Layers that train"),
+        ("path", "path", "Path through the layers"),
+        ("trials", "trials", "Trials of layers"),
+        ("importance", "importance", "Importance of layers"),
         ("rank", "ranks", "Rank allocation"),
         ("change", "change", "Magnitude and direction"),
         ("bias", "biases", "Biases"),
@@ -142,6 +145,52 @@ def layers(moment: Moment, subject: Subject) -> None:
     _grid(making.turns, moment, subject, "Layers appear with the first recorded step.")
 
 
+def path(moment: Moment, subject: Subject) -> None:
+    """The path of the hidden states through the layers, and how far its corners stand out."""
+    found = made(making.path, moment, subject)
+    if found is None:
+        _no_finding(moment, subject, "The path appears when the examples have been looked at, before the first step.")
+        return
+    *charts, note = found
+    for column, chart in zip(st.columns([3, 2], gap="large"), charts, strict=True):
+        with column:
+            draw_chart(chart, live=moment.live, key=subject.key)
+    st.caption(note)
+
+
+def trials(moment: Moment, subject: Subject) -> None:
+    """The greedy search for layers."""
+    found = made(making.trials, moment, subject)
+    if found is None:
+        _no_finding(moment, subject, "Trials appear when the last of them is over, before the first step.")
+        return
+    chart, note = found
+    draw_chart(chart, live=moment.live, key=subject.key)
+    st.caption(note)
+
+
+def importance(moment: Moment, subject: Subject) -> None:
+    """Importance of each layer, judgement by judgement."""
+    found = made(making.importance, moment, subject)
+    if found is None:
+        _no_finding(moment, subject, "Importance appears with the first step.")
+        return
+    grid, note = found
+    draw_grid(grid, key=subject.key)
+    st.caption(note)
+
+
+def _no_finding(moment: Moment, subject: Subject, awaited: str) -> None:
+    """Why there is nothing to see: not yet, or the run is older than this view or did not come that far."""
+    if subject.over or moment.step:
+        st.caption(
+            "This run has no record of what its method measured before training: it is older than this view, or ended "
+            "before that. Launch it again to see it."
+        )
+    else:
+        st.caption(awaited)
+
+
 def ranks(moment: Moment, subject: Subject) -> None:
     """Ranks now, over the run, and against the schedule, with a warning when they never move."""
     found = made(making.ranks, moment, subject)
@@ -232,6 +281,6 @@ def _answer_times(latency: dict[str, float]) -> None:
 
 
 DRAWN: dict[str, Callable[[Moment, Subject], None]] = {
-    "overview": overview, "curves": curves, "masks": masks, "plane": plane, "layers": layers, "ranks": ranks,
-    "change": change, "biases": biases, "cost": cost,
+    "overview": overview, "curves": curves, "masks": masks, "plane": plane, "layers": layers, "path": path,
+    "trials": trials, "importance": importance, "ranks": ranks, "change": change, "biases": biases, "cost": cost,
 }  # fmt: skip

@@ -29,3 +29,28 @@ def test_the_plane_is_watched_and_played_and_turns_are_shown(lab, visit, scheme)
     one.open(f"run?run={turns}&view=layers")
     one.sees(f"Layers that train, over {steps} steps")
     one.shot("turns")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_methods_chose_layers_by_is_shown_live_and_afterwards(lab, visit, scheme):
+    """The path is there from the first step, in two renderers that agree; trials and importance follow."""
+    steps = 300 if scheme == "light" else 200
+    path = lab.submit({"name": "rdp_lora", "layers": 1, "rank": 2}, budget=None, steps=steps)
+    trials = lab.submit({"name": "subtuning", "samples": 32, "trial_steps": 3}, budget=None, steps=steps)
+    learnt = lab.submit({"name": "ist", "rate": 1000.0}, budget=None, steps=steps)
+    one = visit(scheme, color_scheme=scheme)
+    one.open(f"run?run={path}&view=path")
+    one.sees("Path of the mean hidden state (n = 64 examples")
+    one.shot("path-live")
+    assert lab.over(path).state == "finished"
+    one.open(f"run?run={path}&view=path")
+    one.sees("Any tolerance from")
+    one.shot("path")
+    assert lab.over(trials).state == "finished"
+    one.open(f"run?run={trials}&view=trials")
+    one.sees("Chosen: in round 1 layer")
+    one.shot("trials")
+    assert lab.over(learnt).state == "finished"
+    one.open(f"run?run={learnt}&view=importance")
+    one.sees("is the most important")
+    one.shot("importance")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,15 @@ from tests.cli.conftest import call
 from tests.small import spec_data
 from tests.training.test_run import submit
 
+METHODS: tuple[dict[str, Any], ...] = (
+    {"name": "id3", "k": 240},
+    {"name": "lisa", "layers": 1, "interval": 4},
+    {"name": "full"},
+    {"name": "rdp_lora", "layers": 1, "rank": 2, "samples": 6},
+    {"name": "subtuning", "layers": 2, "samples": 16, "trial_steps": 2},
+    {"name": "ist", "interval": 3, "rate": 1000.0},
+)
+
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
@@ -21,7 +31,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setenv("PEFTSCOPE_HOME", str(home))
     monkeypatch.setenv("PEFTSCOPE_ROOTS", str(tmp_path))
     found = {}
-    for method in ({"name": "id3", "k": 240}, {"name": "lisa", "layers": 1, "interval": 4}, {"name": "full"}):
+    for method in METHODS:
         found[method["name"]] = submit(home, spec_data(tmp_path, method, lr=0.01))
         assert run_job(home, found[method["name"]], Caches()) == "finished", Runs(home).list()[0].error
     return found
@@ -44,8 +54,30 @@ def test_plane_and_layers_are_printed_and_given_as_json(store):
     assert {change["step"] for change in data["changes"]} <= {0, 4, 8}
 
 
+def test_findings_are_printed_and_given_as_json(store):
+    told = call("findings", store["rdp_lora"])
+    assert told.status == 0
+    assert "tokens of 6 training examples, before training" in told.out
+    path = call("findings", store["rdp_lora"], "--json").json["path"]
+    assert len(path["places"]) == 3
+    assert [line.split()[0] for line in told.out.splitlines()[-3:]] == ["(input)", "0", "1"]
+    assert [line.endswith("yes") for line in told.out.splitlines()[-2:]] == [
+        layer in path["layers"] for layer in (0, 1)
+    ]
+    assert f"{path['splits'][0]['distance']:.4g}" in told.out
+    told = call("findings", store["subtuning"])
+    rounds = call("findings", store["subtuning"], "--json").json["trials"]["rounds"]
+    assert [len(each["trials"]) for each in rounds] == [2, 1]
+    assert told.out.count("yes") == 2
+    assert f"{rounds[0]['trials'][1]['loss']:.4f}" in told.out
+    told = call("findings", store["ist"])
+    changes = call("findings", store["ist"], "--json").json["changes"]
+    assert [change["step"] for change in changes] == [0, 3, 6, 9]
+    assert f"{changes[-1]['importance'][1]:+.3g}" in told.out.splitlines()[-1]
+
+
 def test_a_run_without_such_a_record_says_so(store):
-    for command in ("plane", "layers"):
+    for command in ("plane", "layers", "findings"):
         told = call(command, store["full"])
         assert told.status == 1
         assert "on record" in told.err

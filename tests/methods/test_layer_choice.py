@@ -15,12 +15,13 @@ from torch import nn
 from engine.errors import BudgetError, DataError, Diverged, SpecError
 from engine.methods._active import block
 from engine.methods._examples import together
+from engine.methods._polyline import tolerances
 from engine.methods.cofitune import CoFiTune, standing_out
 from engine.methods.contract import Method
 from engine.methods.ist import IST
 from engine.methods.lora import LoRA
 from engine.methods.pafi import PaFi
-from engine.methods.rdp import RdpLoRA, tolerances
+from engine.methods.rdp import RdpLoRA
 from engine.methods.spafit import SPAFIT
 from engine.methods.subtuning import SubTuning
 from engine.store.runs import Runs

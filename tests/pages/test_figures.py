@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engine.methods.registry import methods
+from engine.probes.found import Importance, Path, Round, Trial, Trials
 from engine.probes.recorded import Plane, Turns
 from pages.parts.figures.change import change_grid, correlation_sentence, path_chart, scatter_chart
 from pages.parts.figures.chart import Chart, Series, smoothed
@@ -14,12 +15,15 @@ from pages.parts.figures.confusion import confusion_grid
 from pages.parts.figures.cost import cost_charts
 from pages.parts.figures.curves import accuracy_chart, loss_chart
 from pages.parts.figures.grid import ceiling, decade, percent
+from pages.parts.figures.importance import importance_grid, importance_note
 from pages.parts.figures.layers import sections
 from pages.parts.figures.mask import block_counts, block_of, entries_of, growth_chart, mask_grid, matrix_grid
 from pages.parts.figures.palette import Style, colour, scale, style_of
+from pages.parts.figures.path import distance_chart, path_note, path_table, polyline_chart
 from pages.parts.figures.plane import ends_of, note_of, plane_chart
 from pages.parts.figures.plotly import plotly_figure
 from pages.parts.figures.rank import rank_grid, rank_timeline, rank_warning, schedule_chart
+from pages.parts.figures.trials import trials_chart, trials_note, trials_table
 from pages.parts.figures.turns import turns_grid
 from pages.parts.figures.vega import vega_spec
 
@@ -92,7 +96,7 @@ def test_text_in_plotly_labels_is_not_markup():
         "<b>x</b>", np.array([1]), np.array([2]), "#000000", "points", labels=("<script>alert(1)</script>",)
     )
     figure = plotly_figure(Chart("n", "t", "x", "y", (series,), "alt"))
-    assert figure.data[0].text == ("&lt;script&gt;alert(1)&lt;/script&gt;",)
+    assert figure.data[0].hovertext == ("&lt;script&gt;alert(1)&lt;/script&gt;",)
     assert "<b>x" not in figure.data[0].hovertemplate
 
 
@@ -359,3 +363,166 @@ def test_a_logarithmic_axis_over_many_powers_of_ten_has_few_ticks():
     assert layout.yaxis.dtick == 2
     nothing = Chart("a", "a", "x", "y", (), "", log_y=True)
     assert plotly_figure(nothing).layout.yaxis.type == "log"
+
+
+def a_path(**changes) -> Path:
+    """Five layers; the corner of layer 3 stands 3 from its line, but goes with that of layer 1."""
+    given = {
+        "places": np.array([[-2.0, 0], [-1, 1], [1, 2], [2, 0.5], [0.5, -1], [2, -2.0]]),
+        "shares": (0.7, 0.2),
+        "distance": np.array([np.nan, 0.5, 2.0, 0.25, 3.0, np.nan]),
+        "lines": (None, (0, 2), (0, 5), (2, 4), (2, 5), None),
+        "tolerance": np.array([np.inf, 0.5, 2.0, 0.25, 2.0, np.inf]),
+        "chosen": (1, 3, 4),
+        "hidden": 384,
+        "normalised": False,
+        "examples": 64,
+        "tokens": 1613,
+    }
+    return Path(**(given | changes))
+
+
+def test_the_path_runs_from_layer_to_layer_in_both_renderers() -> None:
+    path = a_path()
+    chart = polyline_chart(path, STYLE, "light")
+    traces = {trace.name: trace for trace in plotly_figure(chart).data}
+    assert list(traces["path through all layers"].x) == path.places[:, 0].tolist()
+    assert list(traces["simplified path"].x) == [-2, 1, 0.5, 2]
+    assert traces["simplified path"].line.color == traces["layer with adapters"].marker.color == STYLE.colour
+    assert traces["layer with adapters"].text == ("1", "3", "4")
+    assert traces["layer with adapters"].hovertext[0] == "after layer 1, 2 from the line in to 4"
+    assert traces["layer with adapters"].mode == "markers+text"
+    assert traces["what goes in"].text == ("in",)
+    assert traces["layer without adapters"].text == ("0", "2")
+    lines = next(layer for layer in vega_spec(chart)["layer"] if layer["mark"]["type"] == "line")
+    assert lines["encoding"]["order"] == {"value": None}, "else Vega-Lite sorts them from left to right"
+    words = next(layer for layer in vega_spec(chart)["layer"] if layer["mark"]["type"] == "text")
+    assert words["encoding"]["text"] == {"field": "name"}
+    assert chart.columns.column("name").to_pylist().count("") == 6 + 4
+    assert "Layers 1, 3 and 4 get adapters" in chart.alt
+    assert "90.0%" in chart.alt
+    assert "Layer 4 gets" in polyline_chart(a_path(chosen=(4,)), STYLE, "dark").alt
+    assert "1,613 tokens of 64 training examples" in path_note(path)
+    assert "length one" in path_note(a_path(normalised=True))
+
+
+def test_a_space_has_one_scale_on_both_axes() -> None:
+    chart = polyline_chart(a_path(), STYLE, "light")
+    layout = plotly_figure(chart).layout
+    assert (layout.yaxis.scaleanchor, layout.yaxis.scaleratio) == ("x", 1)
+    assert layout.hovermode == "closest"
+    layer = vega_spec(chart)["layer"][0]["encoding"]
+    for width, height in ((900, 380), (200, 380)):
+        spans = {}
+        for axis, size in (("x", width), ("y", height)):
+            scale = layer[axis]["scale"]
+            known = {"width": width, "height": height, "max": max}
+            low, high = (eval(scale[f"domain{end}"]["expr"], {}, known) for end in ("Min", "Max"))
+            ends = chart.x_range if axis == "x" else chart.y_range
+            assert low <= ends[0] + 1e-9
+            assert high >= ends[1] - 1e-9
+            spans[axis] = (high - low) / size
+        assert spans["x"] == pytest.approx(spans["y"])
+
+
+def test_distances_are_those_the_simplification_saw() -> None:
+    path = a_path()
+    chart = distance_chart(path, STYLE, "light")
+    drawn = {series.name: series for series in chart.shown}
+    assert drawn["with adapters"].x.tolist() == [1, 3]
+    assert drawn["with adapters"].y.tolist() == [2, 2]
+    assert drawn["without adapters"].y.tolist() == [0.5, 0.25]
+    assert (drawn["its own distance, if larger"].x.tolist(), drawn["its own distance, if larger"].y.tolist()) == (
+        [3],
+        [3],
+    )
+    assert drawn["leaves just these corners"].y.tolist() == [0.5]
+    assert "from 0.5 to below 2 leaves just these corners" in chart.alt
+    assert "always kept." in chart.alt
+    assert plotly_figure(chart).layout.xaxis.dtick == 1
+    assert "gets no adapters" in distance_chart(a_path(chosen=(1, 3)), STYLE, "light").alt
+    assert "No corner between the ends" in distance_chart(a_path(chosen=(4,)), STYLE, "light").alt
+    assert "parted by their order" in distance_chart(a_path(chosen=(1, 4)), STYLE, "light").alt
+    table = chart.data()
+    assert table.equals(path_table(path))
+    assert table["distance from the line"].tolist()[1:5] == [0.5, 2.0, 0.25, 3.0]
+    assert table["line to"].tolist()[1] == "after layer 1"
+    assert table["adapters"].tolist() == [False, False, True, False, True, True]
+    assert table["in the simplified path"].tolist() == [True, False, True, False, True, True]
+
+
+def test_of_many_layers_only_the_chosen_ones_are_named() -> None:
+    many, inner = 20, np.arange(21.0)
+    path = a_path(
+        places=np.stack([inner, inner % 3], 1), distance=inner, tolerance=np.array([np.inf, *inner[1:-1], np.inf]),
+        lines=((0, 20),) * 21, chosen=(17, 18, many - 1),
+    )  # fmt: skip
+    for chart, expected in (
+        (polyline_chart(path, STYLE, "light"), {"in", "17", "18", "19"}),
+        (distance_chart(path, STYLE, "light"), {"18.0", "19.0"}),
+    ):
+        assert {name for series in chart.series for name in series.names} == expected
+        assert set(chart.columns.column("name").to_pylist()) == expected | {""}
+
+
+def test_a_model_of_one_layer_has_a_path_without_corners() -> None:
+    path = a_path(
+        places=np.array([[-1.0, 0], [1, 0]]), distance=np.full(2, np.nan), tolerance=np.full(2, np.inf),
+        lines=(None, None), chosen=(0,), shares=(1.0, 0.0),
+    )  # fmt: skip
+    assert plotly_figure(polyline_chart(path, STYLE, "light")).data
+    assert vega_spec(polyline_chart(path, STYLE, "light"))["layer"]
+    assert "No corner" in distance_chart(path, STYLE, "light").alt
+
+
+def some_trials() -> Trials:
+    first = Round(1, (Trial(0, 0.7, 0.1, (-0.02, 0.22)), Trial(1, 0.6, 0.0, None), Trial(2, 0.8, 0.2, (0.1, 0.3))), 0)
+    second = Round(2, (Trial(2, 0.65, 0.0, None),), 1)
+    return Trials((first, second), 64, 60, 8, 16, 1e-3)
+
+
+def test_trials_are_drawn_round_by_round_with_the_chosen_marked() -> None:
+    chart = trials_chart(some_trials(), STYLE, "light")
+    drawn = {series.name: series for series in chart.shown}
+    assert list(drawn) == ["round 1", "chosen"], "nothing but the chosen is left of the second round"
+    assert drawn["round 1"].x.tolist() == [-0.25, 1.75]
+    assert drawn["round 1"].low == pytest.approx([0.58, 0.7])
+    assert drawn["round 1"].high == pytest.approx([0.82, 0.9])
+    assert drawn["chosen"].x.tolist() == [0.75, 2.25]
+    assert drawn["chosen"].y.tolist() == [0.6, 0.65]
+    assert (drawn["chosen"].colour, drawn["chosen"].names) == (STYLE.colour, ("round 1", "round 2"))
+    assert all(series.marker != STYLE.marker for series in chart.series[:-1])
+    bars = next(trace for trace in plotly_figure(chart).data if trace.name == "round 1").error_y
+    assert list(bars.array) == pytest.approx([0.12, 0.1])
+    tips = [layer["encoding"]["tooltip"] for layer in vega_spec(chart)["layer"] if "tooltip" in layer["encoding"]]
+    assert [tip["field"] for tip in tips[0]] == ["series", "label", "y"], "points of one layer stand side by side"
+    assert "at" not in plotly_figure(chart).data[0].hovertemplate.split("<extra>")[0]
+    assert "in round 1 layer 1 (these examples cannot tell it from 0)" in chart.alt
+    assert "in round 2 layer 2 (1 without a finite loss)" in chart.alt
+    assert "rose in round 2" in chart.alt
+    assert chart.data().equals(trials_table(some_trials()))
+    assert chart.data()["chosen"].tolist() == [False, True, False, True]
+    assert "8 steps of up to 16 of 60" in trials_note(some_trials())
+
+
+def test_importance_is_a_raster_with_zero_in_the_middle_of_its_colours() -> None:
+    values = np.array([[0, 0, 0], [0.5, -0.5, 0], [1.2, -2.0, 0]])
+    found = Importance((1, 2, 5), np.array([0, 10, 20]), values, 10, 1, 3, 2, (7, 16))
+    grid = importance_grid(found)
+    cells = {(cell.row, cell.column): cell for cell in grid.sections[0].cells}
+    assert grid.sections[0].rows == ("layer 1", "layer 2", "layer 5")
+    assert (grid.high, grid.marks) == (4, (0, 2, 4))
+    assert [grid.tick(mark) for mark in grid.marks] == ["-2", "0", "+2"]
+    assert cells[0, 2].value == pytest.approx(3.2)
+    assert 0 < cells[1, 2].value < 1e-3, "the lowest has a colour, too"
+    assert cells[0, 2].hover == "after step 20: importance +1.2, weight 0.769 in the draw"
+    assert "layer 1 is the most important" in grid.alt
+    assert "layer 2 the least" in grid.alt
+    assert grid.data()["layer 2"].tolist() == [0, -0.5, -2]
+    assert "n = 7 to 16" in importance_note(found)
+    assert "adapters of one layer," in importance_note(found)
+    even = importance_grid(Importance((0, 1), np.array([0]), np.zeros((1, 2)), 10, 2, 3, 2, (16, 16)))
+    assert "equally important" in even.alt
+    long = Importance((0, 1), np.arange(300), np.zeros((300, 2)), 1, 1, 3, 1, (16, 16))
+    assert len(importance_grid(long).sections[0].columns) == 60
+    assert len(importance_grid(long).data()) == 300

@@ -420,6 +420,34 @@ def test_what_a_real_run_recorded_is_drawn_at_every_moment(house, words_of, meth
         assert f"Layers that train, over {STEPS} steps" in told
 
 
+@pytest.mark.parametrize(
+    ("method", "view", "title", "note"),
+    [
+        ("rdp_lora", "path", "Path of the mean hidden state (n = 64 examples", "Measured before the first step"),
+        ("subtuning", "trials", "Trials of layers, round by round (n = ", "paired by example"),
+        ("ist", "importance", "Importance of each layer over the steps", "Every 10 steps"),
+    ],
+)
+def test_what_a_method_chose_layers_by_is_drawn_at_every_moment(house, words_of, method, view, title, note):
+    run_id = house.add(method, budget=None)
+    house.runs.claim(run_id, "cpu:0", {"name": "test", "pid": 1, "created": 0.0})
+    assert run_job(house.home, run_id, Caches()) == "finished", house.runs.get(run_id).error
+    for step in ("0", "1", str(STEPS)):
+        app = no_error(house.open("run", run=run_id, view=view, t=step))
+        assert app.get("plotly_chart") or app.get("bidi_component")
+        assert title in words_of(app)
+        assert note in words_of(app)
+
+
+@pytest.mark.parametrize(("method", "view"), [("rdp_lora", "path"), ("subtuning", "trials"), ("ist", "importance")])
+def test_a_run_from_before_findings_were_recorded_opens_and_says_what_is_missing(house, words_of, method, view):
+    old, waiting = house.add(method, budget=None), house.add(method, budget=None, seed=1)
+    house.finish(old)
+    assert "has no record of what its method measured" in words_of(no_error(house.open("run", run=old, view=view)))
+    assert "has no record" not in words_of(no_error(house.open("run", run=waiting, view=view)))
+    no_error(house.open("run", run=old, view="overview"))
+
+
 def test_a_run_whose_gradients_nobody_could_see_says_so(house):
     run_id = house.add("fish", budget=None)
     house.finish(run_id)

@@ -96,7 +96,7 @@ def test_a_recording_keeps_every_turn(home, small, monkeypatch):
 
 
 def test_turns_beyond_the_limit_are_recorded_at_frames_and_the_run_says_so(home, small, monkeypatch):
-    monkeypatch.setattr("engine.training.recorder.EXACT_TURNS", 5)
+    monkeypatch.setattr("engine.training.recorder.EXACT_CHANGES", 5)
     run_id = submit(home, spec_data(small, LISA, lr=0.01, steps=250))
     assert run_job(home, run_id, Caches()) == "finished"
     with RunReader(Runs(home).folder(run_id).database) as reader:

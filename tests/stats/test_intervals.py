@@ -8,7 +8,14 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
-from engine.stats.intervals import item_differences, mean_over_seeds, over_items, paired_difference, wilson
+from engine.stats.intervals import (
+    item_differences,
+    mean_difference,
+    mean_over_seeds,
+    over_items,
+    paired_difference,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 10), (10, 10), (81, 263), (899, 1066), (1, 1)])
@@ -95,3 +102,15 @@ def test_item_differences_average_over_seeds() -> None:
     assert item_differences(first, second).tolist() == [1.0, -0.5, -0.5]
     with pytest.raises(ValueError, match="not the same items"):
         item_differences([True, False], [True])
+
+
+def test_a_mean_difference_of_losses_is_the_paired_t_interval_over_items() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.exponential(size=40), rng.exponential(size=40)
+    found = mean_difference(first, second)
+    assert (found.low, found.high) == pytest.approx(DescrStatsW(first - second).tconfint_mean(), abs=1e-12)
+    assert (found.n, found.over) == (40, "items")
+    assert not mean_difference([0.5], [0.25]).known
+    for other in (second[:39], np.append(second[:39], np.inf)):
+        with pytest.raises(ValueError, match="not of the same items, or not finite"):
+            mean_difference(first, other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -17,7 +18,7 @@ Kind = Literal["line", "points", "level", "moment"]
 
 
 _COLUMNS = ("series", "kind", "x", "y", "low", "high", "label")
-_WORDS = ("series", "kind", "label")
+_WORDS = ("series", "kind", "label", "name")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,7 @@ class Series:
         faint: drawn in the background, for raw values behind their mean.
         low, high: ends of an interval around each `y`.
         labels: a text per point, shown on hover.
+        names: a short text per point, written beside it.
         sizes: of points, in square pixels.
     """
 
@@ -50,6 +52,7 @@ class Series:
     high: np.ndarray | None = None
     labels: tuple[str, ...] = ()
     sizes: np.ndarray | None = None
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "x", np.atleast_1d(np.asarray(self.x, dtype=float)))
@@ -78,6 +81,7 @@ def _rows(series: Series) -> dict[str, pa.Array]:
         "high": numbers(series.high),
         "label": pa.array(series.labels) if series.labels else pa.repeat("", length),
         "size": numbers(series.sizes),
+        "name": pa.array(series.names) if series.names else pa.repeat("", length),
     }
 
 
@@ -106,6 +110,10 @@ class Chart:
         y_range: fixed ends of the y axis.
         log_x, log_y: logarithmic axes.
         y_format, x_format: number formats of the axes (d3), for example ``"%"``.
+        spatial: whether x and y are lengths in one space: both axes then have the same scale, with room for both
+            ranges, and lines run from point to point in their order.
+        whole_x: whether x has whole numbers only, so that its axis has no ticks between them.
+        rows: makes the table for readers, where it holds more than what is drawn.
     """
 
     name: str
@@ -121,6 +129,9 @@ class Chart:
     y_format: str = ""
     x_format: str = ""
     height: int = 280
+    spatial: bool = False
+    whole_x: bool = False
+    rows: Callable[[], pd.DataFrame] | None = None
 
     @cached_property
     def shown(self) -> tuple[Series, ...]:
@@ -129,14 +140,14 @@ class Chart:
 
     @cached_property
     def columns(self) -> pa.Table:
-        """Every drawn number as rows: series, kind, x, y, low, high, label, and size where points have one.
+        """Every drawn number as rows: series, kind, x, y, low, high, label; size and name where points have them.
 
         An Arrow table, not a data frame: a live page sends one for each figure and viewer every second,
         and pandas would take ten times as long.
         """
         parts = [_rows(series) for series in self.shown]
-        empty = {name: pa.array([], pa.string() if name in _WORDS else pa.float64()) for name in (*_COLUMNS, "size")}
-        names = (*_COLUMNS, "size") if self.sized else _COLUMNS
+        names = (*_COLUMNS, *(["size"] if self.sized else []), *(["name"] if self.named else []))
+        empty = {name: pa.array([], pa.string() if name in _WORDS else pa.float64()) for name in names}
         return pa.table({name: pa.concat_arrays([empty[name], *(part[name] for part in parts)]) for name in names})
 
     @property
@@ -144,13 +155,20 @@ class Chart:
         """Whether points have sizes."""
         return any(series.sizes is not None for series in self.shown)
 
+    @property
+    def named(self) -> bool:
+        """Whether points have names beside them."""
+        return any(series.names for series in self.shown)
+
     def table(self) -> pd.DataFrame:
         """The same rows as a data frame."""
         return self.columns.to_pandas()
 
     def data(self) -> pd.DataFrame:
-        """The table for readers: guides last, empty columns left out, axes named."""
-        table = self.table().drop(columns=["kind", "size"], errors="ignore")
+        """The table for readers: its own, or what is drawn with empty columns left out and axes named."""
+        if self.rows is not None:
+            return self.rows()
+        table = self.table().drop(columns=["kind", "size", "name"], errors="ignore")
         used = [c for c in table if c in ("series", "x", "y") or table[c].replace("", np.nan).notna().any()]
         return table[used].rename(columns={"x": self.x, "y": self.y})
 

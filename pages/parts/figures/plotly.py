@@ -25,17 +25,25 @@ def plotly_figure(chart: Chart) -> go.Figure:
         height=chart.height + 70,
         margin={"l": 8, "r": 8, "t": 36, "b": 8},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        hovermode="closest" if chart.sized or all(s.kind == "points" for s in chart.shown) else "x unified",
+        hovermode="closest" if _each_point_alone(chart) else "x unified",
         showlegend=len(chart.shown) > 1,
     )
     figure.update_xaxes(title=chart.x, tickformat=chart.x_format or None, **_axis(chart, "x"))
     figure.update_yaxes(title=chart.y, tickformat=chart.y_format or None, **_axis(chart, "y"))
+    if chart.spatial:
+        figure.update_yaxes(scaleanchor="x", scaleratio=1)
     return figure
+
+
+def _each_point_alone(chart: Chart) -> bool:
+    """Whether a point is told by itself, and not with the others at its x."""
+    return chart.sized or chart.spatial or all(series.kind == "points" for series in chart.shown)
 
 
 def _trace(chart: Chart, series: Series) -> go.Scatter:
     value = f"%{{y:{chart.y_format or '.5~g'}}}"
-    label = "<b>%{text}</b><br>" if series.labels else ""
+    label = "<b>%{hovertext}</b><br>" if series.labels else ""
+    place = "" if chart.whole_x else " at %{x:,.6~g}"  # there the label says it, and points may stand side by side
     interval: dict[str, Any] = {}
     if series.low is not None and series.high is not None:
         interval["error_y"] = {
@@ -48,20 +56,28 @@ def _trace(chart: Chart, series: Series) -> go.Scatter:
         x=series.x,
         y=series.y,
         name=series.name,
-        mode="markers" if series.kind == "points" else "lines+markers" if series.marker else "lines",
+        mode=_mode(series),
         line=_line(series) if series.kind == "line" else None,
         marker={
             "color": series.colour,
             "symbol": series.marker or "circle",
+            "opacity": 1.0 if chart.named else None,  # points with sizes are else seen through
             "size": np.sqrt(series.sizes) if series.sizes is not None else 10 if series.kind == "points" else 7,
         },
         opacity=0.35 if series.faint else 1.0,
         # Labels come from the engine's own names; Plotly reads a subset of HTML in any text.
-        text=[_plain(label) for label in series.labels] or None,
-        hovertemplate=f"{label}{value}" + (f" at %{{x:,}}<extra>{_plain(series.name)}</extra>" if label else ""),
+        hovertext=[_plain(label) for label in series.labels] or None,
+        text=[_plain(name) for name in series.names] or None,
+        textposition="top center",
+        hovertemplate=f"{label}{value}" + (f"{place}<extra>{_plain(series.name)}</extra>" if label else ""),
         hoverinfo="skip" if series.faint else None,
         **interval,
     )
+
+
+def _mode(series: Series) -> str:
+    drawn = "markers" if series.kind == "points" else "lines+markers" if series.marker else "lines"
+    return f"{drawn}+text" if series.names else drawn
 
 
 def _level(chart: Chart, series: Series) -> go.Scatter:
@@ -80,7 +96,8 @@ def _line(series: Series) -> dict[str, Any]:
 def _axis(chart: Chart, axis: Literal["x", "y"]) -> dict[str, Any]:
     ends, log = (chart.x_range, chart.log_x) if axis == "x" else (chart.y_range, chart.log_y)
     if not log:
-        return {"range": list(ends)} if ends else {}
+        whole = axis == "x" and chart.whole_x and ends is not None and ends[1] - ends[0] <= 16
+        return ({"range": list(ends)} if ends else {}) | ({"dtick": 1} if whole else {})
     fixed = {"range": np.log10(ends).tolist()} if ends else {}
     return {"type": "log", "dtick": _tick(ends or _extent(chart, axis)), **fixed}
 

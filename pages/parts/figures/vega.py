@@ -9,12 +9,14 @@ from typing import Any
 from pages.parts.figures.chart import Chart, Kind, Series
 
 Channel = dict[str, Any]
+SHORT = 12
+"""Characters of a name of which six fit beside each other in a legend."""
 
 
 @functools.lru_cache(maxsize=256)
 def vega_spec(chart: Chart) -> dict[str, Any]:
     """The spec of a chart whose data frame is `chart.columns`, passed apart; made once for a chart."""
-    layers = [*_lines(chart), *_guides(chart), *_points(chart)]
+    layers = [*_lines(chart), *_guides(chart), *_points(chart), *_names(chart)]
     nothing = _layer("line", {"type": "line"}, {"x": _x(chart), "y": _y(chart)})
     return {"layer": layers or [nothing], "height": chart.height, "config": {"view": {"stroke": None}}}
 
@@ -25,7 +27,10 @@ def _lines(chart: Chart) -> list[dict[str, Any]]:
     if not lines:
         return []
     place = {"x": _x(chart), "y": _y(chart)}
-    drawn = _layer("line", {"type": "line", "clip": True}, {**_colours(chart), **place, "strokeDash": _dashes(chart)})
+    look = {**_colours(chart), **place, "strokeDash": _dashes(chart)}
+    # Vega-Lite's lines run from left to right, unless they are told to keep the order of the data.
+    order = {"order": {"value": None}} if chart.spatial else {}
+    drawn = _layer("line", {"type": "line", "clip": True}, look | order)
     # A shape channel would put its symbols into the legend of the lines, so each marker is a layer.
     markers = [
         _layer(
@@ -58,11 +63,19 @@ def _points(chart: Chart) -> list[dict[str, Any]]:
     look = {**_colours(chart), "shape": shapes, "tooltip": _tooltip(chart)}
     if chart.sized:
         look["size"] = {"field": "size", "type": "quantitative", "scale": None}
-    drawn = _layer("points", {"type": "point", "size": 80, "filled": True, "clip": True}, {**look, **place})
+    mark = {"type": "point", "size": 80, "filled": True, "clip": True} | ({"opacity": 1} if chart.named else {})
+    drawn = _layer("points", mark, {**look, **place})
     if all(series.low is None for series in points):
         return [drawn]
     ends = {"x": _x(chart), "y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}
     return [_layer("points", {"type": "rule", "strokeWidth": 2}, {**_colours(chart), **ends}), drawn]
+
+
+def _names(chart: Chart) -> list[dict[str, Any]]:
+    if not chart.named:
+        return []
+    look = {**_colours(chart), "text": {"field": "name"}, "x": _x(chart), "y": _y(chart)}
+    return [_layer("points", {"type": "text", "dy": -13, "fontSize": 12}, look)]
 
 
 def _layer(kind: Kind, mark: dict[str, Any], encoding: dict[str, Any], only: str = "") -> dict[str, Any]:
@@ -84,7 +97,8 @@ def _legend(chart: Chart) -> Channel:
     symbol: Channel = (
         {"symbolSize": 80} if chart.sized else {} if only_points else {"symbolType": "stroke", "symbolSize": 250}
     )
-    return {"legend": {"title": None, "orient": "top", "columns": 2, "labelLimit": 260, **symbol}}
+    many_short = len(chart.shown) > 4 and all(len(series.name) <= SHORT for series in chart.shown)
+    return {"legend": {"title": None, "orient": "top", "columns": 6 if many_short else 2, "labelLimit": 260, **symbol}}
 
 
 def _shape(series: Series) -> str:
@@ -109,13 +123,13 @@ def _tooltip(chart: Chart) -> list[Channel]:
         {"field": "y", "type": "quantitative", "title": chart.y, "format": chart.y_format or ",.5~g"},
     ]
     if any(series.labels for series in chart.shown):
-        found.insert(1, {"field": "label", "type": "nominal", "title": "Which"})
+        found[1 : 2 if chart.whole_x else 1] = [{"field": "label", "type": "nominal", "title": "Which"}]
     return found
 
 
 def _x(chart: Chart) -> Channel:
     number = chart.x_format or ("~s" if chart.log_x else ",~r")
-    axis = {"grid": False, "tickCount": 6, "format": number}
+    axis = {"grid": False, "tickCount": 6, "format": number} | ({"tickMinStep": 1} if chart.whole_x else {})
     return {"field": "x", "type": "quantitative", "title": chart.x, "axis": axis, "scale": _scale(chart, "x")}
 
 
@@ -125,7 +139,21 @@ def _y(chart: Chart) -> Channel:
 
 
 def _scale(chart: Chart, axis: str) -> Channel:
+    if chart.spatial:
+        return _equal_scale(chart, axis)
     ends = chart.x_range if axis == "x" else chart.y_range
     log = chart.log_x if axis == "x" else chart.log_y
     scale: Channel = {"type": "log"} if log else {"zero": False, "nice": ends is None}
     return scale | ({"domain": list(ends)} if ends else {})
+
+
+def _equal_scale(chart: Chart, axis: str) -> Channel:
+    """As many units to a pixel on either axis; only the browser knows how wide the picture is."""
+    assert chart.x_range is not None, "a spatial chart has ranges"
+    assert chart.y_range is not None, "a spatial chart has ranges"
+    (left, right), (low, high) = chart.x_range, chart.y_range
+    unit = f"max({right - left} / width, {high - low} / height)"
+    middle, size = ((left + right) / 2, "width") if axis == "x" else ((low + high) / 2, "height")
+    half = f"{unit} * {size} / 2"
+    ends = {"domainMin": {"expr": f"{middle} - {half}"}, "domainMax": {"expr": f"{middle} + {half}"}}
+    return {"zero": False, "nice": False, **ends}
