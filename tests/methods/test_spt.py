@@ -266,7 +266,7 @@ def test_a_walk_down_the_ranking_by_hand() -> None:
 def test_thresholds_follow_alpha_and_beta() -> None:
     modules, vectors = [], []
     for ease in (1.0, 10.0):
-        method: Any = training(SptLoRA, tiny_bert(), {**MIXED, "k": 600, "matrix_ease": ease}).method
+        method: Any = training(SptLoRA, tiny_bert(), {**MIXED, "k": 1000, "matrix_ease": ease}).method
         modules.append(len(method.beside.rows))
     for ease in (1.0, 32.0):
         method = training(SptLoRA, tiny_bert(), {**MIXED, "k": 300, "vector_ease": ease}).method
