@@ -14,6 +14,7 @@ from engine.methods._selective import Group, SelectiveConfig
 from engine.methods.contract import Batches, LearningRate, MethodConfig, Paper
 from engine.methods.observed import Boundary
 from engine.methods.registry import register
+from engine.models.architecture import Architecture
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +101,15 @@ class SPT(GradientScored):
         "another method all that this one adds competes."
     )
     Config: ClassVar[type[MethodConfig]] = SptConfig
+
+    @classmethod
+    def fit(cls, architecture: Architecture, config: Any, target: int) -> MethodConfig:
+        """As many as `target`, or all that compete when these are fewer.
+
+        Raises:
+            BudgetError: for a target below 1.
+        """
+        return super().fit(architecture, config, min(target, cls.eligible(architecture, config)))
 
     def squares(self) -> bool:
         return True

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from engine.errors import BudgetError
 from engine.methods._beside import Beside, has_room, size_beside, thin_of
 from engine.methods._peft import MAX_RANK
 from engine.methods.contract import Context, LearningRate, Method, MethodConfig
@@ -144,35 +143,14 @@ class SptLoRA(SPT):
         return (*rows, *(thin for row in rows if has_room(row, config.rank) for thin in thin_of(row, config.rank)))
 
     @classmethod
-    def ceiling(cls, architecture: Architecture, config: Any) -> int:
-        """The most that it can train."""
+    def eligible(cls, architecture: Architecture, config: Any) -> int:
+        """The most that it can train: LoRA in every matrix it suits, and all else whole."""
         rows = cls.candidates(architecture, config)
         return sum(size_beside(row, config.rank) if has_room(row, config.rank) else row.eligible for row in rows)
 
     @classmethod
-    def size(cls, architecture: Architecture, config: Any) -> int:
-        return min(config.k, cls.ceiling(architecture, config))
-
-    @classmethod
-    def fit(cls, architecture: Architecture, config: Any, target: int) -> MethodConfig:
-        """At most `target` trained parameters.
-
-        Raises:
-            BudgetError: for a target below 1, or above what it can train.
-        """
-        most = cls.ceiling(architecture, config)
-        if target < 1:
-            raise BudgetError(f"A budget of {target:,} trains nothing.", "Ask for at least one.")
-        if target > most:
-            raise BudgetError(
-                f"{cls.title} can train {most:,} parameters here: LoRA of rank {config.rank} in every matrix.",
-                "Ask for at most that many, or for a higher `rank`.",
-            )
-        return config.model_copy(update={"k": target})
-
-    @classmethod
     def warnings(cls, architecture: Architecture, config: Any, steps: int) -> list[str]:
-        most = cls.ceiling(architecture, config)
+        most = cls.eligible(architecture, config)
         rows = [row for row in cls.candidates(architecture, config) if has_room(row, config.rank)]
         least = min((size_beside(row, config.rank) for row in rows), default=0)
         found = [f"At most {most:,} parameters can train here, not {config.k:,}."] if config.k > most else []
