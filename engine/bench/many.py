@@ -26,8 +26,8 @@ def main(argv: Sequence[str]) -> int:
     """Time all three ways, print the table and write it as JSON."""
     given = _arguments(argv)
     folder = Path(given.out or tempfile.mkdtemp(prefix="peftscope-many-"))
-    together = [_together(given, folder / f"together-{number}") for number in range(given.repeats)]
-    alone = [_alone(given, folder / "alone", seed) for seed in range(given.sampled)]
+    together = [_said(_together(given, folder / f"together-{number}")) for number in range(given.repeats)]
+    alone = [_said(_alone(given, folder / "alone", seed)) for seed in range(given.sampled)]
     rows = {
         "together": [found["loop_seconds"] for found in together],
         "together, steps only": [found["training_seconds"] for found in together],
@@ -63,6 +63,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _said(found: dict[str, Any]) -> dict[str, Any]:
+    """A measurement as it comes, since all of them take minutes."""
+    print({name: round(value, 2) for name, value in found.items() if isinstance(value, float)}, flush=True)
+    return found
+
+
 def _together(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Carry out all runs in one pass; seconds of the one that waits for everybody's records and nobody's answers."""
     from engine.store.runs import Runs
@@ -84,7 +90,7 @@ def _together(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"loop_seconds": first["loop_seconds"], "training_seconds": first["training_seconds"], "accuracy": accuracy}
 
 
-def _alone(given: argparse.Namespace, folder: Path, seed: int) -> dict[str, float]:
+def _alone(given: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any]:
     """Seconds of one of the runs by itself, ours and plain, which take turns in being first."""
     base = recipe_of(given, cpu_threads()).model_copy(update={"model": given.model})
     case = Case(given.methods[0], seed, plan_of(base, given.methods[0], seed, None), folder / str(seed))

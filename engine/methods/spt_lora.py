@@ -120,7 +120,7 @@ class SptLoRA(SPT):
         "weights, vectors, A and B."
     )
     Config: ClassVar[type[MethodConfig]] = SptLoraConfig
-    views: ClassVar[tuple[str, ...]] = ("mask", "change")
+    views: ClassVar[tuple[str, ...]] = ("mask", "plane", "change")
     export_formats: ClassVar[tuple[str, ...]] = ("merged",)
     composes = False
     steady = False

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 FRAMES = 100
 """Frames of a run of that many steps or more; a shorter run has one for each step."""
+SHARED_FRAMES = 60
+"""The same where several runs train together."""
 SHARE = 0.03
 """Largest share of the training time that all probes together may cost ..."""
 FLOOR_SECONDS = 0.25
 """... or this many seconds, where the share is less."""
 
 
-def frame_steps(steps: int) -> tuple[int, ...]:
+def frame_steps(steps: int, frames: int = FRAMES) -> tuple[int, ...]:
     """Numbers of steps done at which frames are taken: evenly spaced, from 0 to `steps` inclusive.
 
-    Every step of a run of fewer than `FRAMES` steps, else `FRAMES` + 1 of them.
+    Every step of a run of fewer than `frames` steps, else `frames` + 1 of them.
     """
-    if steps <= FRAMES:
+    if steps <= frames:
         return tuple(range(steps + 1))
-    return tuple(round(steps * k / FRAMES) for k in range(FRAMES + 1))
+    return tuple(round(steps * k / frames) for k in range(frames + 1))
 
 
 class FrameSchedule:
@@ -45,6 +47,7 @@ class FrameSchedule:
     def share_with(self, company: int) -> None:
         """So many runs train together, and their probes take turns in the same time."""
         self._share /= company
+        self._due = frozenset(frame_steps(self.steps, SHARED_FRAMES))
 
     def due(self, done: int) -> bool:
         """Whether a frame is taken after `done` steps."""

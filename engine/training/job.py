@@ -88,7 +88,7 @@ class Job:
                 f"Trained in one pass with {company - 1} other runs: time, memory and energy are those of all of them."
             )
             self.run.sink.note("info", text, loop.done)
-            loop.recorder.schedule.share_with(company)
+            loop.share_with(company)
         loop.open()
 
     def send_on_alone(self, error: Exception) -> None:

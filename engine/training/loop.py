@@ -19,6 +19,8 @@ from engine.training.recorder import Recorder
 
 FLUSH_SECONDS = 0.25
 """Losses wait on the device at most this long before they are read and stored."""
+PATIENCE = 4
+"""Of several runs that train together, up to so many times as long."""
 CHECKPOINT_SECONDS = 30.0
 
 
@@ -69,7 +71,7 @@ class Loop:
         """Wall time of what was done before the checkpoint this run goes on from."""
         self._began = time.monotonic()
         self._looped = time.perf_counter()
-        self._window = 0.0
+        self._window, self._patience = 0.0, 1
         self._flushed = self._saved = time.monotonic()
 
     @property
@@ -102,6 +104,11 @@ class Loop:
             self.recorder.start()
         self._looped = time.perf_counter()
 
+    def share_with(self, company: int) -> None:
+        """So many runs train together: what is recorded of each leaves time for all of them."""
+        self._patience = min(company, PATIENCE)
+        self.recorder.schedule.share_with(company)
+
     def advance(self, step: int) -> None:
         """Take one step, and record, evaluate and save what is due after it.
 
@@ -119,7 +126,7 @@ class Loop:
         self.recorder.follow(step + 1)
         if framed:
             self.recorder.frame(step)
-        if not (last or step + 1 in self.curve_steps or self._due(self._flushed, FLUSH_SECONDS)):
+        if not (last or step + 1 in self.curve_steps or self._due(self._flushed, FLUSH_SECONDS * self._patience)):
             return
         self._flush(step + 1)
         self.loop_seconds += time.perf_counter() - self._looped
