@@ -67,20 +67,25 @@ def padded_lengths(lengths: Sequence[int] | np.ndarray, batch_size: int) -> np.n
     return np.array([lengths[start : start + batch_size].max() for start in starts])
 
 
-def memory_bytes(work: Workload, device: str) -> int:
-    """Peak memory: weights, gradients, two moments, activations; on the CPU also the process."""
+def memory_parts(work: Workload, device: str) -> dict[str, int]:
+    """Peak memory in bytes by what holds it: process, weights, gradients, optimizer, activations."""
     total = sum(p.size for p in work.architecture.parameters)
     widest = max((p.shape[0] for p in work.architecture.linears()), default=work.architecture.hidden)
     per_token = work.architecture.layers * (8 * work.architecture.hidden + 2 * widest)
     activations = 4 * per_token * work.longest * work.batch_size
     shares = 4 * work.architecture.heads * work.longest**2 * work.batch_size
-    states = 4 * (total + work.dense_gradients + 2 * work.trainable)
     if not work.differentiates:  # one layer at a time, and none of it is kept
-        activations, states = activations // max(1, work.architecture.layers), 4 * total
+        activations //= max(1, work.architecture.layers)
     if device == "cpu":
         kept = work.architecture.layers if work.longest <= KEPT_LENGTH and work.differentiates else 2
-        return int(PROCESS_BYTES + 4 * total + states + activations + kept * shares)
-    return int(states + activations)
+        activations += kept * shares
+    return {
+        "process": PROCESS_BYTES if device == "cpu" else 0,
+        "weights": 4 * total * (2 if device == "cpu" else 1),  # on the CPU the base model is kept beside it
+        "gradients": 4 * work.dense_gradients if work.differentiates else 0,
+        "optimizer": 8 * work.trainable if work.differentiates else 0,
+        "activations": activations,
+    }
 
 
 def seconds(work: Workload, device: str, threads: int, home: Path) -> float:

@@ -124,7 +124,7 @@ def make_plan(spec: RunSpec) -> Plan:
         spec_hash=resolved.hash(),
         params=params,
         lr_tuned=rate.tuned if spec.train.lr == "auto" else "",
-        memory_bytes=estimate.memory_bytes(work, train.device),
+        memory_bytes=sum(estimate.memory_parts(work, train.device).values()),
         seconds=estimate.seconds(work, train.device, int(train.threads), settings.home()),
         warnings=tuple(_warnings(method, table, config, params, resolved, setting.dataset)),
         sources={"weights": setting.source.sha256, "data": setting.dataset.sha256},

@@ -17,6 +17,7 @@ from engine.store.runs import Runs
 from engine.tasks.order import batch_order
 from engine.training import checkpoint
 from engine.training.build import Built, Caches, base_model, build, encoded_splits
+from engine.training.costs import PeakMemory
 from engine.training.courtesy import Courtesy
 from engine.training.execution import EagerSteps, StepWork
 from engine.training.loop import Loop
@@ -42,7 +43,7 @@ def trained(data: dict[str, Any], folder: Path) -> tuple[Built, Loop]:
     built = build(plan.spec, caches)
     splits = encoded_splits(plan.spec, built.setting, caches)
     with RunWriter(folder / "run.db") as sink, Courtesy() as courtesy:
-        loop = Loop(built, splits, sink, GoOn(), courtesy, folder)
+        loop = Loop(built, splits, sink, GoOn(), courtesy, folder, PeakMemory("cpu"))
         loop.run()
     return built, loop
 

@@ -12,6 +12,8 @@ BENCHMARKS = (
     "calibration",
     "language",
     "many",
+    "memory",
+    "probes",
     "pretraining",
     "selective",
     "start",

@@ -7,8 +7,8 @@ longest, before the clock starts::
     python engine/bench/plain.py JOB.json
 
 The optimizer is torch's AdamW by its defaults, or fused with ``"fused": true``. ``loop`` in the job
-is ``bare`` (batches lie on the device, losses are read at the end) or ``logged`` (batches come from a
-DataLoader, and every loss is read as it is made).
+is ``bare`` (batches lie on the device, losses are read at the end), ``logged`` (batches come from a
+DataLoader, and every loss is read as it is made) or ``trainer`` (transformers' `Trainer` does it all).
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ def main(path: str) -> None:
         trainer.optimizer.param_groups[0]["foreach"] = False
     trainer.model.train()
     chosen = [[examples[i] for i in indices] for indices in np.load(job["batches"])]
+    if job["loop"] == "trainer":
+        write(job, *by_transformers(trainer, tokenizer, chosen, job))
+        return
     if job["loop"] == "bare":
         batches = [on_device(part) for part in chosen]
     else:
@@ -61,8 +64,79 @@ def main(path: str) -> None:
         losses.append(loss if job["loop"] == "bare" else loss.item())
     synchronize(device)
     seconds = time.perf_counter() - started
-    found = {"seconds": seconds, "steps": len(batches), "losses": [float(loss) for loss in losses]}
+    write(job, seconds, losses)
+
+
+def write(job: dict[str, Any], seconds: float, losses: list[Any]) -> None:
+    """The answers of the job."""
+    found = {"seconds": seconds, "steps": len(losses), "losses": [float(loss) for loss in losses]}
     Path(job["out"] + ".json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def by_transformers(
+    reference_trainer: Any, tokenizer: Any, chosen: list[list[dict[str, Any]]], job: dict[str, Any]
+) -> tuple[float, list[torch.Tensor]]:
+    """Seconds from the first step to the last, and losses, of transformers' `Trainer` on the same batches.
+
+    Optimizer and schedule are the same; everything else is its default, but for saving and reporting, which are off.
+    """
+    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+    device = torch.device(job["device"])
+    flat = [example for batch in chosen for example in batch]
+    tokens = tokenizer([example["text"] for example in flat], truncation=True, max_length=job["max_length"])
+    rows = [
+        {key: values[place] for key, values in tokens.items()} | {"label": example["label"]}
+        for place, example in enumerate(flat)
+    ]
+    losses: list[torch.Tensor] = []
+    clock: dict[str, float] = {}
+
+    class InOrder(Trainer):
+        """Reads the examples as they stand, and keeps each loss without waiting for it."""
+
+        def _get_train_sampler(self, *given: Any) -> Any:
+            return torch.utils.data.SequentialSampler(rows)
+
+        def compute_loss(self, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+            labels = inputs.pop("labels")
+            loss = torch.nn.functional.cross_entropy(model(**inputs).logits, labels)
+            losses.append(loss.detach())
+            return loss
+
+    class Clock(TrainerCallback):
+        """Starts with the first step and stops with the last."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+            if "start" not in clock:
+                synchronize(device)
+                clock["start"] = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+            if state.global_step == len(chosen):
+                synchronize(device)
+                clock["end"] = time.perf_counter()
+
+    arguments = TrainingArguments(
+        output_dir=job["out"] + ".trainer",
+        per_device_train_batch_size=len(chosen[0]),
+        max_steps=len(chosen),
+        max_grad_norm=job["clip"],
+        use_cpu=device.type == "cpu",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **({"tf32": job["precision"] == "tf32"} if device.type == "cuda" else {}),
+    )
+    InOrder(
+        model=reference_trainer.model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        callbacks=[Clock()],
+        optimizers=(reference_trainer.optimizer, reference_trainer.scheduler),
+    ).train()
+    return clock["end"] - clock["start"], losses
 
 
 def loaded(batches: list[Batch], device: torch.device) -> Iterator[Batch]:

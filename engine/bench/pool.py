@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from engine.devices import cuda_devices
 from engine.errors import RunFailed
-from engine.settings import PROJECT, QUIET_THREADS
+from engine.settings import PROJECT, QUIET_THREADS, THREADS
 
 Side = Literal["ours", "reference"]
 REFERENCE = PROJECT / "engine" / "bench" / "reference.py"
@@ -91,6 +91,25 @@ def _check(running: Sequence[tuple[Share, subprocess.Popen[bytes]]]) -> None:
         if process.poll():
             tail = part.log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
             raise RunFailed(f"A process of the benchmark ended with status {process.returncode}:\n{tail}", "")
+
+
+def alone(job: Path) -> dict[str, Any]:
+    """Carry out one job of our side in a process of its own; returns what came of it.
+
+    Raises:
+        RunFailed: when it fails, or diverges.
+    """
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
+    words = [sys.executable, "-m", "engine.bench.pool", str(job)]
+    env = {**os.environ, **THREADS, "PYTHONPATH": path}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunFailed(f"The run ended with status {done.returncode}:\n{done.stderr[-TAIL:]}", "")
+    out = Path(json.loads(job.read_text(encoding="utf-8"))["out"])
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    if found["summary"] is None:
+        raise RunFailed("The run diverged.", "Lower its learning rate.")
+    return found
 
 
 def train(job: Path) -> None:

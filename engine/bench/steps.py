@@ -1,7 +1,8 @@
 """Speed of training steps: ours, with all that is recorded, against a plain eager loop; in pairs, one after the other.
 
 Both clocks run from the first step to the last, ours with its frames, losses and commits to disk. Evaluations and
-checkpoints, which the plain loop does not make, are left out.
+checkpoints, which the plain loop does not make, are left out. With `--loop trainer` the other side is transformers'
+`Trainer`, with saving and reporting off.
 
 python -m engine bench steps --models nano-bert,minilm-l6 --methods full,lora --batch-size 16 --pairs 5
 """
@@ -64,7 +65,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--budget", type=int, default=0, help="parameters; 0 for the methods' own settings")
     parser.add_argument("--fused", action="store_true", help="give the plain side the fused AdamW that ours has")
-    parser.add_argument("--loop", default="bare", choices=["bare", "logged"], help="of the plain side")
+    parser.add_argument("--loop", default="bare", choices=["bare", "logged", "trainer"], help="of the plain side")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
     parser.add_argument("--spec", help="a run spec whose dataset and recipe are used instead of the embedded ones")

@@ -14,29 +14,51 @@ RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
 
 class PeakMemory:
-    """Peak memory since it was made, in bytes.
+    """Peak memory of a run, phase by phase, in bytes.
 
     On CUDA the allocator's peak beyond what was there before; on the CPU the process's high-water
-    mark, reset at the start where the system allows it (Linux), so that earlier runs of a warm
-    worker do not count.
+    mark, reset at the start of each phase where the system allows it (Linux), so that earlier runs
+    of a warm worker do not count.
 
-    Args:
-        device: of the run.
-        resident: bytes that were there before, of a GPU.
+    Attributes:
+        before: what the process held when the run began; 0 on CUDA.
+        resident: bytes on CUDA that were there before the run's own; known once its model is built.
     """
 
-    def __init__(self, device: str, resident: int) -> None:
-        self.device, self._resident = device, resident
-        if device == "cpu":
-            with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        else:
-            torch.cuda.reset_peak_memory_stats(device)
+    def __init__(self, device: str) -> None:
+        self.device, self.resident = device, 0
+        self.before = psutil.Process().memory_info().rss if device == "cpu" else 0
+        self._phase, self._peaks = "loading", dict[str, int]()
+        self._reset()
+
+    def begin(self, phase: str) -> None:
+        """From now on the peak is that of another phase."""
+        self._note()
+        self._phase = phase
+        self._reset()
+
+    def phases(self) -> dict[str, int]:
+        """The peak of each phase so far."""
+        self._note()
+        return {phase: peak - self.resident for phase, peak in self._peaks.items()}
 
     def bytes(self) -> int:
         """The peak so far."""
+        return max(self.phases().values())
+
+    def _note(self) -> None:
+        self._peaks[self._phase] = max(self._peaks.get(self._phase, 0), self._read())
+
+    def _reset(self) -> None:
         if self.device != "cpu":
-            return int(torch.cuda.max_memory_allocated(self.device)) - self._resident
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+    def _read(self) -> int:
+        if self.device != "cpu":
+            return int(torch.cuda.max_memory_allocated(self.device))
         try:
             match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
         except OSError:

@@ -12,6 +12,7 @@ from engine.tasks.encoding import Encoded
 from engine.tasks.order import batch_order, curve_sample
 from engine.training import checkpoint, recipe
 from engine.training.build import Built
+from engine.training.costs import PeakMemory
 from engine.training.courtesy import Courtesy
 from engine.training.evaluation import loss_and_accuracy
 from engine.training.execution import steps_of
@@ -34,6 +35,7 @@ class Loop:
         control: asked between steps whether to stop.
         courtesy: looked at now and then, so that other processes get their share of the machine.
         folder: the run's folder; its checkpoint lives below.
+        memory: watched since the run began.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Loop:
         control: Control,
         courtesy: Courtesy,
         folder: Path,
+        memory: PeakMemory,
     ) -> None:
         self.built = built
         train_set = splits["train"]
@@ -54,7 +57,7 @@ class Loop:
         self.train = built.spec.train
         self.courtesy = courtesy
         self.guard = recipe.DivergenceGuard(len(built.setting.dataset.labels))
-        self.recorder = Recorder(built, sink, self.train.steps)
+        self.recorder = Recorder(built, sink, self.train.steps, memory)
         order = batch_order(len(train_set), self.train.batch_size, self.train.steps, self.train.seed_of("data"))
         self.steps = steps_of(built, train_set, order)
         if self.recorder.plane is not None and self.recorder.plane.sees:
@@ -92,6 +95,7 @@ class Loop:
 
     def begin(self) -> None:
         """Restore the checkpoint if there is one."""
+        self.recorder.memory.begin("training")
         self.done = self._resume()
         self.sink.phase("training", self.done, self.train.steps)
         self.steps.start(self.done)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from engine import estimate
 from engine.errors import Stopped
@@ -22,6 +23,7 @@ from engine.store.provenance import collect, write_provenance
 from engine.tasks.encoding import Encoded
 from engine.training import latency, result
 from engine.training.build import Built, Caches, build, encoded_splits
+from engine.training.costs import PeakMemory
 from engine.training.courtesy import Courtesy
 from engine.training.evaluation import to_device
 from engine.training.loop import Loop
@@ -68,14 +70,18 @@ def prepare(
 ) -> Carried:
     """Everything before the first step, scoring included."""
     started = time.monotonic()
+    memory = PeakMemory(spec.train.device)
     sink.phase("loading")
     prepare_torch(spec.train)
     built = build(spec, caches)
+    memory.resident = built.resident
+    memory.begin("preparing")
     sink.phase("preparing")
     splits = encoded_splits(spec, built.setting, caches)
     _describe(built, folder, sink)
-    loop = Loop(built, splits, sink, control, courtesy, folder.root)
+    loop = Loop(built, splits, sink, control, courtesy, folder.root, memory)
     if built.method.scores_first and not loop.resumes:
+        memory.begin("scoring")
         _score(built, splits, sink, control, courtesy)
     began = time.monotonic()
     return Carried(folder, sink, params, built, splits, loop, courtesy, started, began, whole=not loop.resumes)
@@ -96,7 +102,8 @@ def conclude(run: Carried, company: int = 1) -> dict[str, Any]:
     on_disk = result.write(run.folder.root, built, test, labels, spec.hash())
     details = result.describe(test, labels, built.setting.dataset.labels, built.setting.dataset.splits["test"])
     loop.recorder.costs(spec.train.steps)
-    peak = loop.recorder.memory.bytes()  # before a merged copy is made
+    memory = loop.recorder.memory.phases()  # before a merged copy is made
+    work = workload(spec, built.setting, run.params)
     summary = {
         "run": run.folder.root.name,
         "status": "finished",
@@ -106,9 +113,11 @@ def conclude(run: Carried, company: int = 1) -> dict[str, Any]:
         "seconds": loop.earlier + time.monotonic() - run.started,
         "training_seconds": loop.seconds,
         "loop_seconds": loop.loop_seconds,
+        "probe_seconds": loop.recorder.schedule.spent,
         "steps_per_second": spec.train.steps / loop.seconds if loop.seconds else None,
         "company": company,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": max(memory.values()),
+        "memory": {"phases": memory, "training": memory_parts(run, work, memory["training"])},
         "energy_joules": loop.recorder.energy.joules,
         "optimizer_state_scalars": optimizer_scalars(built),
         "head_optimizer_scalars": 2 * sum(p.numel() for _, p in built.head) if built.method.differentiates else 0,
@@ -120,7 +129,6 @@ def conclude(run: Carried, company: int = 1) -> dict[str, Any]:
     sink.meta("summary", summary)
     sink.phase("finished")
     if run.whole and company == 1:
-        work = workload(spec, built.setting, run.params)
         with contextlib.suppress(OSError):  # a full disk spoils an estimate, not a result
             home = run.folder.root.parent.parent
             estimate.record_speed(work, spec.train.device, int(spec.train.threads), measured, home)
@@ -139,8 +147,30 @@ def _evaluate(run: Carried) -> tuple[result.Measured, result.Measured]:
 
         return result.measure(run.loop.steps, splits[name], progress)
 
+    run.loop.recorder.memory.begin("evaluating")
     run.sink.phase("evaluating", 0, total)
     return measure("validation", 0), measure("test", len(splits["validation"]))
+
+
+def memory_parts(run: Carried, work: estimate.Workload, peak: int) -> dict[str, int]:
+    """What held the peak of training, in bytes; activations, with all that is temporary, are what the others leave."""
+    built, before = run.built, run.loop.recorder.memory.before
+    models = (built.model,) if built.spec.train.device != "cpu" else (built.model, built.base)
+    held = {tensor.untyped_storage().data_ptr(): tensor.nbytes for model in models for tensor in tensors_of(model)}
+    heads = sum(parameter.numel() for _, parameter in built.head) if built.method.differentiates else 0
+    parts = {
+        "process": before,
+        "weights": sum(held.values()),
+        "gradients": 4 * max(work.dense_gradients, work.trainable) if built.method.differentiates else 0,
+        "optimizer": 4 * (optimizer_scalars(built) + 2 * heads),
+    }
+    return parts | {"activations": peak - sum(parts.values())}
+
+
+def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters and buffers."""
+    yield from model.parameters()
+    yield from model.buffers()
 
 
 def counts(built: Built, params: Params) -> dict[str, int | None]:

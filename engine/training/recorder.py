@@ -52,14 +52,15 @@ class Recorder:
         built: the run's objects.
         sink: takes the frames.
         steps: steps of the whole run.
+        memory: watched since the run began.
     """
 
-    def __init__(self, built: Built, sink: Sink, steps: int) -> None:
+    def __init__(self, built: Built, sink: Sink, steps: int, memory: PeakMemory) -> None:
         self.sink = sink
         self.method = built.method
         self.steps = steps
         self.schedule = FrameSchedule(steps)
-        self.memory = PeakMemory(built.spec.train.device, built.resident)
+        self.memory = memory
         self.energy = Energy(built.spec.train.device)
         self.tokens = 0
         self._known = 0

@@ -256,6 +256,8 @@ def cost(moment: Moment, subject: Subject) -> None:
             st.metric("Optimizer state, scalars", words.count(scalars), border=True, height="stretch")
             st.metric("Peak memory", words.size(summary["peak_memory_bytes"]), border=True, height="stretch")
             st.metric("Trained result on disk", words.size(summary["bytes_on_disk"]), border=True, height="stretch")
+    if summary.get("memory"):
+        _memory(summary["memory"])
     if summary.get("latency"):
         _answer_times(summary["latency"])
     if "cost/power_watts" not in moment.snapshot.scalars:
@@ -263,6 +265,16 @@ def cost(moment: Moment, subject: Subject) -> None:
     for column, chart in zip(st.columns(2, gap="large") * 2, made(making.costs, moment, subject), strict=False):
         with column:
             draw_chart(chart, live=moment.live, key=subject.key)
+
+
+def _memory(memory: dict[str, dict[str, int]]) -> None:
+    """What held the peak of training, and the peak of each phase."""
+    held = ", ".join(f"{name} {words.size(count)}" for name, count in memory["training"].items() if count)
+    peaks = ", ".join(f"{name} {words.size(count)}" for name, count in memory["phases"].items())
+    st.caption(
+        f"Peak memory while training: {held}; activations are what the others leave of the measured peak. "
+        f"Peak of each phase: {peaks}."
+    )
 
 
 def _answer_times(latency: dict[str, float]) -> None:

@@ -29,8 +29,12 @@ def spec(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_both_sides_see_the_same_losses(spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("loop", ["bare", "logged", "trainer"])
+def test_both_sides_see_the_same_losses(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], loop: str
+) -> None:
     words = ["--models", str(tmp_path / "model"), "--methods", "lora", "--pairs", "2", "--steps", "8", "--fused"]
+    words += ["--loop", loop]
     assert steps.main([*words, "--spec", str(spec), "--out", str(tmp_path / "out")]) == 0
     (row,) = json.loads((tmp_path / "out" / "steps.json").read_text())["table"]
     assert len(row["ratios"]) == 2

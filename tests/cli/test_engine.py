@@ -118,7 +118,7 @@ def test_page_and_command_line_give_the_same_numbers(lab: Lab, small: Path, tmp_
     assert_same(lab, page.id, lab.runs.get(terminal["run"]))
     assert page.summary is not None
     timed = {"run", "seconds", "training_seconds", "loop_seconds", "steps_per_second", "peak_memory_bytes"}
-    timed |= {"energy_joules", "latency"}
+    timed |= {"energy_joules", "latency", "memory", "probe_seconds"}
     assert {k: v for k, v in page.summary.items() if k not in timed} == {
         k: v for k, v in terminal.items() if k not in timed
     }
