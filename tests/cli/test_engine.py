@@ -155,6 +155,33 @@ def test_a_worker_killed_in_the_middle_goes_on_from_its_checkpoint(lab: Lab, sma
         assert any("lost its worker" in note.text for note in reader.notes())
 
 
+def test_waiting_runs_share_a_pass_and_go_on_alone_when_their_worker_is_lost(lab: Lab, small: Path) -> None:
+    holder = submit(lab, long_run(small))
+    in_the_middle(lab, holder)
+    ids = []
+    for seed in (1, 2, 3):
+        plan = make_plan(parse_spec(spec_data(small, {"name": "lora", "rank": 2}, lr=0.01, steps=150, seed=seed)))
+        train = plan.spec.train.model_copy(update={"execution": "packed"})  # which a plan offers on a GPU alone
+        spec = plan.spec.model_copy(update={"train": train})
+        ids.append(client.submit(lab.home, spec, plan.to_json(), owner=f"student {seed}"))
+    call("stop", holder, "--discard")
+    rows = [in_the_middle(lab, run_id) for run_id in ids]
+    workers = [row.worker for row in rows]
+    assert workers[0] is not None
+    assert workers == [workers[0]] * 3, "one worker has all of them"
+    assert ids[0] in lab.runs.folder(ids[2]).log.read_text(), "the log says where all was printed"
+    os.killpg(workers[0]["pid"], signal.SIGKILL)
+    for run_id in ids:
+        row = over(lab, run_id)
+        assert (row.state, row.losses) == ("finished", 1), row.error
+        assert row.summary is not None
+        assert row.summary["company"] == 1
+        assert resumed_from(lab, run_id) > 0
+        assert len(series(lab.home, run_id)["train/loss"]) == 150
+        with RunReader(lab.runs.folder(run_id).database) as reader:
+            assert any("in one pass with 2 other" in note.text for note in reader.notes())
+
+
 def test_stop_and_resume_from_the_terminal(lab: Lab, small: Path, straight: RunRow) -> None:
     run_id = submit(lab, long_run(small))
     in_the_middle(lab, run_id)

@@ -62,7 +62,7 @@ def test_a_made_folder_loads_everywhere(name: str, made: Made, home: Path, tmp_p
         load_language_model(source)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "nano-llama")) for n in KINDS])
 def test_stopped_and_called_again_it_ends_at_the_same_weights(
     name: str, made: Made, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
