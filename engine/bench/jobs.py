@@ -52,6 +52,22 @@ class Case:
         return self.folder / "reference.json"
 
 
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options that most benchmarks share: where to compute, whose recipe, and where to write."""
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
+    parser.add_argument("--spec", help="a run spec whose dataset and recipe are used instead of the embedded ones")
+    parser.add_argument("--out", help="folder for everything that is written")
+
+
+def write_report(folder: Path, name: str, report: dict[str, Any]) -> None:
+    """Write all that was measured as JSON, and say where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(report, indent=2, default=str), encoding="utf-8")
+    print(f"written to {path}")
+
+
 def recipe_of(given: argparse.Namespace, threads: int) -> RunSpec:
     """The common recipe of a benchmark from its options: a spec whose method is a placeholder."""
     base = RunSpec(method=MethodChoice(name=given.methods[0])) if given.spec is None else read_spec(given.spec)

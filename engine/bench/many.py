@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from engine.bench.calibration import calibrate
-from engine.bench.jobs import Case, plan_of, recipe_of, write_case, write_shared
+from engine.bench.jobs import Case, add_common, plan_of, recipe_of, write_case, write_report, write_shared
 from engine.bench.steps import timed
 from engine.devices import cpu_threads
 
@@ -41,9 +41,7 @@ def main(argv: Sequence[str]) -> int:
         middle = median(seconds)
         print(f"{name:24}{middle:>17.1f}{min(seconds):>9.1f}{max(seconds):>9.1f}{base / middle:>17.1f}x")
     report = {"settings": vars(given), "seconds": rows, "together": together, "calibration": calibrate().to_json()}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "many.json").write_text(json.dumps(report, indent=2, default=str), encoding="utf-8")
-    print(f"written to {folder / 'many.json'}")
+    write_report(folder, "many", report)
     return 0
 
 
@@ -56,10 +54,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3, help="of all runs together")
     parser.add_argument("--sampled", type=int, default=5, help="runs that the other two ways carry out, of the same")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
-    parser.add_argument("--spec", help="a run spec whose dataset and recipe are used instead of the embedded ones")
-    parser.add_argument("--out", help="folder for everything that is written")
+    add_common(parser)
     return parser.parse_args(argv)
 
 

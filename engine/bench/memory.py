@@ -6,7 +6,6 @@ python -m engine bench memory --models nano-bert,minilm-l6 --methods full,lora,b
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from engine.bench import pool
-from engine.bench.jobs import plan_of, recipe_of, write_job
+from engine.bench.jobs import add_common, plan_of, recipe_of, write_job, write_report
 from engine.devices import cpu_threads
 
 
@@ -39,11 +38,7 @@ def main(argv: Sequence[str]) -> int:
                 )
     off = [abs(row["off"]) for row in table]
     print(f"off by {median(off):.1%} (median), {max(off):.1%} (worst) of {len(off)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "memory.json").write_text(
-        json.dumps({"settings": vars(given), "table": table}, indent=2, default=str), encoding="utf-8"
-    )
-    print(f"written to {folder / 'memory.json'}")
+    write_report(folder, "memory", {"settings": vars(given), "table": table})
     return 0
 
 
@@ -55,10 +50,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--batch-sizes", type=lambda text: [int(part) for part in text.split(",")], default=[8, 32])
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
-    parser.add_argument("--spec", help="a run spec whose dataset and recipe are used instead of the embedded ones")
-    parser.add_argument("--out", help="folder for everything that is written")
+    add_common(parser)
     return parser.parse_args(argv)
 
 

@@ -6,14 +6,13 @@ python -m engine bench probes --models nano-bert,minilm-l6 --methods full,lora,i
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.bench import pool
-from engine.bench.jobs import plan_of, recipe_of, write_job
+from engine.bench.jobs import add_common, plan_of, recipe_of, write_job, write_report
 from engine.devices import cpu_threads
 from engine.probes.schedule import FLOOR_SECONDS, SHARE
 from engine.store.run_reader import RunReader
@@ -35,11 +34,7 @@ def main(argv: Sequence[str]) -> int:
                 f"{row['probes'] / row['training']:>8.1%}{row['allowed']:>7.2f} s   {frames}",
                 flush=True,
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "probes.json").write_text(
-        json.dumps({"settings": vars(given), "table": table}, indent=2, default=str), encoding="utf-8"
-    )
-    print(f"written to {folder / 'probes.json'}")
+    write_report(folder, "probes", {"settings": vars(given), "table": table})
     return 0
 
 
@@ -51,10 +46,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
-    parser.add_argument("--spec", help="a run spec whose dataset and recipe are used instead of the embedded ones")
-    parser.add_argument("--out", help="folder for everything that is written")
+    add_common(parser)
     return parser.parse_args(argv)
 
 

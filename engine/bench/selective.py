@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from engine.bench.jobs import plan_of, recipe_of
+from engine.bench.jobs import add_common, plan_of, recipe_of
 from engine.devices import cpu_threads
 from engine.errors import SpecError
 from engine.methods.registry import config_of
@@ -143,10 +143,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--block", type=int, default=5, help="steps of each side per round")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--toolkit", action="store_true")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
-    parser.add_argument("--spec", help="a run spec whose dataset and recipe are used instead of the embedded ones")
-    parser.add_argument("--out", help="folder for what is written")
+    add_common(parser)
     given = parser.parse_args(argv)
     given.steps = (given.rounds + 1) * given.block  # the first round warms up
     return given

@@ -24,7 +24,7 @@ import numpy as np
 
 from engine.bench import pool
 from engine.bench.calibration import calibrate
-from engine.bench.jobs import UNBUDGETED, Case, plan_of, recipe_of, write_case, write_shared
+from engine.bench.jobs import UNBUDGETED, Case, add_common, plan_of, recipe_of, write_case, write_report, write_shared
 from engine.devices import cpu_threads
 from engine.errors import RunFailed, SpecError
 from engine.models.catalogue import resolve_model
@@ -51,8 +51,7 @@ def main(argv: Sequence[str]) -> int:
                 f"{row['ratio']:>14.2f} [{min(row['ratios']):.2f}, {max(row['ratios']):.2f}]{row['apart']:>14.1e}"
             )
     report = {"settings": vars(given), "table": table, "calibration": calibrate().to_json()}
-    (folder / "steps.json").write_text(json.dumps(report, indent=2, default=str), encoding="utf-8")
-    print(f"written to {folder / 'steps.json'}")
+    write_report(folder, "steps", report)
     return 0
 
 
@@ -66,10 +65,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--budget", type=int, default=0, help="parameters; 0 for the methods' own settings")
     parser.add_argument("--fused", action="store_true", help="give the plain side the fused AdamW that ours has")
     parser.add_argument("--loop", default="bare", choices=["bare", "logged", "trainer"], help="of the plain side")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
-    parser.add_argument("--spec", help="a run spec whose dataset and recipe are used instead of the embedded ones")
-    parser.add_argument("--out", help="folder for everything that is written")
+    add_common(parser)
     return parser.parse_args(argv)
 
 

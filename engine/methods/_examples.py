@@ -30,6 +30,18 @@ def kept(batches: Batches, count: int, progress: Callable[[int, int], None]) -> 
     return found
 
 
+def kept_groups(
+    batches: Batches, groups: int, each: int, pad: int, progress: Callable[[int, int], None]
+) -> list[dict[str, torch.Tensor]]:
+    """So many batches of `each` examples, kept like those of `kept`; the last may be smaller, or missing.
+
+    Raises:
+        DataError: when there is no example.
+    """
+    examples = kept(batches, groups * each, progress)
+    return [together(examples[start : start + each], pad) for start in range(0, len(examples), each)]
+
+
 def together(examples: Sequence[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:
     """Single examples as one batch, padded on the right to the longest.
 

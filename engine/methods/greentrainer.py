@@ -11,7 +11,7 @@ from pydantic import Field
 from engine.errors import BudgetError, Diverged
 from engine.methods._active import ActiveTensors
 from engine.methods._backward import backward_pass
-from engine.methods._examples import from_state, kept, to_state, together
+from engine.methods._examples import from_state, kept_groups, to_state
 from engine.methods.contract import Batches, Context, LearningRate, Method, MethodConfig, Paper, largest
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
@@ -211,9 +211,8 @@ class GreenTrainer(ActiveTensors):
             DataError: when there is none.
         """
         config: Any = self.config
-        examples = kept(batches, GROUPS * config.samples, progress)
-        parts = [examples[start : start + config.samples] for start in range(0, len(examples), config.samples)]
-        self._groups = [together(part, self.context.architecture.pad_token or 0) for part in parts]
+        pad = self.context.architecture.pad_token or 0
+        self._groups = kept_groups(batches, GROUPS, config.samples, pad, progress)
         self._choose(0)
 
     def after_step(self, step: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from engine.errors import Diverged
-from engine.methods._examples import from_state, kept, to_state, together
+from engine.methods._examples import from_state, kept_groups, to_state
 from engine.methods._peft import ADAPTER
 from engine.methods.contract import Batches, Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.lora import LoRA, LowRankConfig
@@ -183,9 +183,8 @@ class IST(LoRA):
             DataError: when there is none.
         """
         config: Any = self.config
-        examples = kept(batches, GROUPS * config.samples, progress)
-        parts = [examples[start : start + config.samples] for start in range(0, len(examples), config.samples)]
-        self._groups = [together(part, self.context.architecture.pad_token or 0) for part in parts]
+        pad = self.context.architecture.pad_token or 0
+        self._groups = kept_groups(batches, GROUPS, config.samples, pad, progress)
 
     def drawn(self, step: int) -> list[int]:
         """The layers that step `step` updates, by the importance there is now."""
