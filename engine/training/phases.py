@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,8 +155,12 @@ def _evaluate(run: Carried) -> tuple[result.Measured, result.Measured]:
 def memory_parts(run: Carried, work: estimate.Workload, peak: int) -> dict[str, int]:
     """What held the peak of training, in bytes; activations, with all that is temporary, are what the others leave."""
     built, before = run.built, run.loop.recorder.memory.before
-    models = (built.model,) if built.spec.train.device != "cpu" else (built.model, built.base)
-    held = {tensor.untyped_storage().data_ptr(): tensor.nbytes for model in models for tensor in tensors_of(model)}
+    # On the CPU the base model was loaded by this process too; on a GPU it was there before the run.
+    held, placed = _storages(built.model), _storages(built.placed)
+    if built.spec.train.device == "cpu":
+        held |= placed
+    else:
+        held = {place: count for place, count in held.items() if place not in placed}
     heads = sum(parameter.numel() for _, parameter in built.head) if built.method.differentiates else 0
     parts = {
         "process": before,
@@ -167,10 +171,10 @@ def memory_parts(run: Carried, work: estimate.Workload, peak: int) -> dict[str, 
     return parts | {"activations": peak - sum(parts.values())}
 
 
-def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters and buffers."""
-    yield from model.parameters()
-    yield from model.buffers()
+def _storages(model: nn.Module) -> dict[int, int]:
+    """Bytes of parameters and buffers by their place in memory."""
+    tensors = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    return {storage.data_ptr(): storage.nbytes() for storage in tensors}
 
 
 def counts(built: Built, params: Params) -> dict[str, int | None]:
