@@ -12,7 +12,7 @@ from engine.errors import BudgetError, SpecError
 from engine.methods._adalora_settings import AdaLoRAConfig
 from engine.methods._allocation import Allocator, CubicSchedule
 from engine.methods._peft import ADAPTER, MAX_RANK, PeftMethod, in_out
-from engine.methods.contract import TUNED_BY, LearningRate, MethodConfig, Paper, largest
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO_CPU, LearningRate, MethodConfig, Paper, largest
 from engine.methods.observed import Ranks
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
@@ -80,7 +80,11 @@ class AdaLoRA(PeftMethod):
         r"T": "steps of the run",
         r"\alpha": "scale of the update",
     }
-    lr = LearningRate(8e-3, f"best of 1e-3, 2e-3, 4e-3 and 8e-3 by {TUNED_BY}, budget 26,112")
+    lr = LearningRate(
+        8e-3,
+        f"best of 1e-3, 2e-3, 4e-3 and 8e-3 by {TUNED_BY}, budget 26,112",
+        {"nano-bert": LearningRate(1e-2, f"{TUNED_ON_NANO_CPU}, budget 5,888")},
+    )
     notes = (
         "Ranks are pruned, never added: slides that say ranks are increased where needed describe the effect, not the "
         "rule, and the start is a larger rank, not full rank. The penalty is the mean of the Frobenius norms, not "

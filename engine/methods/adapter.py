@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from engine.errors import BudgetError
-from engine.methods.contract import Context, LearningRate, Method, MethodConfig, Paper, largest
+from engine.methods.contract import TUNED_ON_NANO_CPU, Context, LearningRate, Method, MethodConfig, Paper, largest
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
@@ -113,7 +113,11 @@ class Adapter(Method):
         r"U, e": "widen it again: d by m, starts near zero, and d biases, which start at zero",
         r"m, d": "bottleneck and width of the model; an adapter has 2dm + d + m parameters",
     }
-    lr = LearningRate(3e-4, "that of the authors' recipe for BERT: this method was not tuned on MiniLM")
+    lr = LearningRate(
+        3e-4,
+        "that of the authors' recipe for BERT: this method was not tuned on MiniLM",
+        {"nano-bert": LearningRate(1e-2, f"{TUNED_ON_NANO_CPU}, budget 5,888")},
+    )
     notes = (
         "Width, start, activation and places are those of the authors' code. As in paper and code all norms train too, "
         "that of the embeddings included, and the pooler does not. The norms are part of what a task adds, so the "

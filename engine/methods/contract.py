@@ -103,10 +103,12 @@ TUNED_BY = (
     "mean validation accuracy of at least two seeds on Rotten Tomatoes with MiniLM (700 steps, batch 32, H200, TF32)"
 )
 """How the default learning rates were found: `python -m engine bench tune`."""
-TUNED_ON_NANO = (
+_ON_NANO = (
     "best of 1e-4, 3e-4, 1e-3, 3e-3, 1e-2 and 3e-2 by mean validation accuracy of two seeds on Rotten Tomatoes with "
-    "nano-bert (700 steps, batch 32, H100, TF32)"
+    "nano-bert"
 )
+TUNED_ON_NANO = f"{_ON_NANO} (700 steps, batch 32, H100, TF32)"
+TUNED_ON_NANO_CPU = f"{_ON_NANO} (400 steps, batch 16, CPU)"
 """How the rates for nano-bert were found: `python -m engine bench tuned`."""
 Batches = Iterable[dict[str, "torch.Tensor"]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.methods._peft import ADAPTER, in_out
-from engine.methods.contract import TUNED_BY, LearningRate, Paper
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO_CPU, LearningRate, Paper
 from engine.methods.lora import LoRA
 from engine.methods.registry import register
 from engine.models.architecture import Parameter
@@ -59,7 +59,11 @@ class DoRA(LoRA):
         r"\alpha": "scale of the update",
         r"\lVert \cdot \rVert": "length of each weight vector; no gradient flows through it",
     }
-    lr = LearningRate(2e-3, f"best of 1e-3, 2e-3 and 4e-3 by {TUNED_BY}, budget 26,112")
+    lr = LearningRate(
+        2e-3,
+        f"best of 1e-3, 2e-3 and 4e-3 by {TUNED_BY}, budget 26,112",
+        {"nano-bert": LearningRate(1e-2, f"{TUNED_ON_NANO_CPU}, budget 5,888")},
+    )
     packs = ()
     notes = (
         "The paper writes the lengths as a 1 by k row of column norms. It reads W as inputs by outputs; in PyTorch's "
