@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from engine.bench.calibration import calibrate
-from engine.bench.jobs import METHODS, Case, plan_of, recipe_of, write_case, write_shared
+from engine.bench.jobs import METHODS, Case, plan_of, recipe_of, write_case, write_report, write_shared
 from engine.bench.pool import carry_out, shares
 from engine.devices import cpu_threads, cuda_devices
 from engine.errors import Diverged
@@ -50,8 +50,7 @@ def main(argv: Sequence[str]) -> int:
         report["verdict"] = found.to_json()
     if given.calibrate:
         report["calibration"] = calibrate().to_json()
-    (folder / "accuracy.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
-    print(f"written to {folder / 'accuracy.json'}")
+    write_report(folder, "accuracy", report)
     return 0
 
 

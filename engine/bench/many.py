@@ -9,7 +9,6 @@ python -m engine bench many --runs 40 --steps 700 --batch-size 32 --device cuda 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from engine.bench.calibration import calibrate
 from engine.bench.jobs import Case, add_common, plan_of, recipe_of, write_case, write_report, write_shared
-from engine.bench.steps import timed
+from engine.bench.steps import give_loop, timed
 from engine.devices import cpu_threads
 
 
@@ -90,7 +89,6 @@ def _alone(given: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any]
     base = recipe_of(given, cpu_threads()).model_copy(update={"model": given.model})
     case = Case(given.methods[0], seed, plan_of(base, given.methods[0], seed, None), folder / str(seed))
     write_case(case, folder / "shared", write_shared(folder / "shared", case.plan, [seed]))
-    job = json.loads(case.reference.read_text(encoding="utf-8"))
-    case.reference.write_text(json.dumps(job | {"loop": "bare", "fused": False}), encoding="utf-8")
+    give_loop(case, "bare", fused=False)
     order = ("ours", "plain") if seed % 2 else ("plain", "ours")
     return {side: given.steps / timed(case, side)["speed"] for side in order}

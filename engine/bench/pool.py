@@ -93,18 +93,26 @@ def _check(running: Sequence[tuple[Share, subprocess.Popen[bytes]]]) -> None:
             raise RunFailed(f"A process of the benchmark ended with status {process.returncode}:\n{tail}", "")
 
 
+def in_own_process(words: Sequence[str]) -> None:
+    """Run a Python program of this project and wait for it.
+
+    Raises:
+        RunFailed: when it fails, with the end of what it said.
+    """
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
+    env = {**os.environ, **THREADS, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunFailed(f"{' '.join(words)} ended with status {done.returncode}:\n{done.stderr[-TAIL:]}", "")
+
+
 def alone(job: Path) -> dict[str, Any]:
     """Carry out one job of our side in a process of its own; returns what came of it.
 
     Raises:
         RunFailed: when it fails, or diverges.
     """
-    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
-    words = [sys.executable, "-m", "engine.bench.pool", str(job)]
-    env = {**os.environ, **THREADS, "PYTHONPATH": path}
-    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RunFailed(f"The run ended with status {done.returncode}:\n{done.stderr[-TAIL:]}", "")
+    in_own_process(["-m", "engine.bench.pool", str(job)])
     out = Path(json.loads(job.read_text(encoding="utf-8"))["out"])
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     if found["summary"] is None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from engine.bench.jobs import add_common, plan_of, recipe_of
+from engine.bench.jobs import add_common, plan_of, recipe_of, write_report
 from engine.devices import cpu_threads
 from engine.errors import SpecError
 from engine.methods.registry import config_of
@@ -129,8 +128,7 @@ def main(argv: Sequence[str]) -> int:
             )
         )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "selective.json").write_text(json.dumps(report, indent=2, default=str), encoding="utf-8")
-    print(f"written to {folder / 'selective.json'}")
+    write_report(folder, "selective", report)
     return 0
 
 

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +23,9 @@ from engine.bench import pool
 from engine.bench.calibration import calibrate
 from engine.bench.jobs import UNBUDGETED, Case, add_common, plan_of, recipe_of, write_case, write_report, write_shared
 from engine.devices import cpu_threads
-from engine.errors import RunFailed, SpecError
+from engine.errors import SpecError
 from engine.models.catalogue import resolve_model
-from engine.settings import PROJECT, THREADS
+from engine.settings import PROJECT
 from engine.store.run_reader import RunReader
 
 PLAIN = PROJECT / "engine" / "bench" / "plain.py"
@@ -77,8 +74,7 @@ def _row(given: argparse.Namespace, model: str, method: str, folder: Path) -> di
         raise SpecError(f"The plain program trains encoders; {model} is a decoder.", "Choose nano-bert or minilm-l6.")
     case = Case(method, 0, plan_of(base, method, 0, budget), folder)
     write_case(case, folder / "shared", write_shared(folder / "shared", case.plan, [0]))
-    job = json.loads(case.reference.read_text(encoding="utf-8"))
-    case.reference.write_text(json.dumps(job | {"loop": given.loop, "fused": given.fused}), encoding="utf-8")
+    give_loop(case, given.loop, fused=given.fused)
     ours: list[dict[str, Any]] = []
     plain: list[dict[str, Any]] = []
     for pair in range(given.pairs):
@@ -101,18 +97,19 @@ def _row(given: argparse.Namespace, model: str, method: str, folder: Path) -> di
     }
 
 
+def give_loop(case: Case, loop: str, *, fused: bool) -> None:
+    """Say in its job how the plain side trains."""
+    job = json.loads(case.reference.read_text(encoding="utf-8"))
+    case.reference.write_text(json.dumps(job | {"loop": loop, "fused": fused}), encoding="utf-8")
+
+
 def timed(case: Case, side: str) -> dict[str, Any]:
     """Steps per second, and losses, of one side in a process of its own."""
-    program = ["-m", "engine.bench.pool", str(case.ours)] if side == "ours" else [str(PLAIN), str(case.reference)]
-    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
-    env = {**os.environ, **THREADS, "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, *program], env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RunFailed(f"The {side} side ended with status {done.returncode}:\n{done.stderr[-pool.TAIL :]}", "")
     if side == "plain":
+        pool.in_own_process([str(PLAIN), str(case.reference)])
         found: dict[str, Any] = json.loads((case.folder / "reference.out.json").read_text(encoding="utf-8"))
         return found | {"speed": found["steps"] / found["seconds"]}
-    answer = json.loads((case.folder / "ours.out.json").read_text(encoding="utf-8"))
+    answer = pool.alone(case.ours)
     with RunReader(Path(answer["folder"]) / "run.db") as reader:
         _, losses = reader.scalars(["train/loss"], max_points=10**6)["train/loss"]
     return {"speed": case.plan.spec.train.steps / answer["summary"]["loop_seconds"], "losses": losses.tolist()}

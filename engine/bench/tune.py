@@ -6,14 +6,13 @@ python -m engine bench tune --methods lora,id3 --rates 2e-4,5e-4,1e-3,2e-3 --see
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.bench.accuracy import COMMON_BUDGET
-from engine.bench.jobs import METHODS, outcome_of, plan_of, recipe_of, write_job
+from engine.bench.jobs import METHODS, outcome_of, plan_of, recipe_of, write_job, write_report
 from engine.bench.pool import carry_out, shares
 from engine.devices import cpu_threads, cuda_devices
 from engine.stats.intervals import mean_over_seeds
@@ -32,8 +31,7 @@ def main(argv: Sequence[str]) -> int:
             f"{rate:.2g}: {_per_cent(mean)}" for rate, mean in zip(given.rates, row["means"], strict=True)
         )
         print(f"{row['method']:13}{cells}   best {row['best']:.2g}")
-    (folder / "tune.json").write_text(json.dumps({"seeds": given.seeds, "table": table}, indent=2), encoding="utf-8")
-    print(f"written to {folder / 'tune.json'}")
+    write_report(folder, "tune", {"seeds": given.seeds, "table": table})
     return 0
 
 

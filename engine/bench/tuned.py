@@ -10,7 +10,6 @@ python -m engine bench tuned --methods full,fish,pafi,id3 --budgets 1000,10000 -
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from engine.bench.jobs import UNBUDGETED, outcome_of, plan_of, recipe_of, write_job
+from engine.bench.jobs import UNBUDGETED, outcome_of, plan_of, recipe_of, write_job, write_report
 from engine.bench.pool import carry_out, shares
 from engine.devices import cpu_threads, cuda_devices
 from engine.errors import BudgetError
@@ -72,9 +71,7 @@ def main(argv: Sequence[str]) -> int:
             verdicts[budget] = result.to_json()
             print(f"{budget:,}: {result.sentence}")
     report = {"settings": vars(given), "table": table, "verdicts": verdicts}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tuned.json").write_text(json.dumps(report, indent=2, default=str), encoding="utf-8")
-    print(f"written to {folder / 'tuned.json'}")
+    write_report(folder, "tuned", report)
     return 0
 
 

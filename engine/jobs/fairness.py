@@ -57,11 +57,14 @@ def company_of(
 
     A run that was lost once goes on alone: whatever took its worker may have been another's doing.
     """
-    key, going, turns = _pack_key(first), [*active, first], dict(last_turn)
+    key = _pack_key(first)
+    if key is None or first.losses:
+        return []
+    going, turns = [*active, first], dict(last_turn)
     room = COMPANY_BYTES - first.plan.get("memory_bytes", 0)
     waiting = [row for row in queued if row.id != first.id and not row.losses and _pack_key(row) == key]
     chosen: list[RunRow] = []
-    while key is not None and not first.losses and len(chosen) + 1 < LARGEST_COMPANY:
+    while len(chosen) + 1 < LARGEST_COMPANY:
         row = next_run(waiting, going, turns, slot)
         if row is None or (room := room - row.plan.get("memory_bytes", 0)) < 0:
             break

@@ -43,12 +43,11 @@ def run_jobs(home: Path, run_ids: Sequence[str], caches: Caches) -> None:
             with job.attempt():
                 job.prepare(caches)
         try:
-            _train([job for job in jobs if job.state is None])
+            _train(_living(jobs))
         except Exception as error:
             log.exception("the common pass failed")
-            for job in jobs:
-                if job.state is None:
-                    job.send_on_alone(error)
+            for job in _living(jobs):
+                job.send_on_alone(error)
 
 
 def _train(jobs: Sequence[Job]) -> None:

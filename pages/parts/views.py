@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import streamlit as st
 
@@ -147,9 +148,9 @@ def layers(moment: Moment, subject: Subject) -> None:
 
 def path(moment: Moment, subject: Subject) -> None:
     """The path of the hidden states through the layers, and how far its corners stand out."""
-    found = made(making.path, moment, subject)
+    awaited = "The path appears when the examples have been looked at, before the first step."
+    found = _finding(making.path, moment, subject, awaited)
     if found is None:
-        _no_finding(moment, subject, "The path appears when the examples have been looked at, before the first step.")
         return
     *charts, note = found
     for column, chart in zip(st.columns([3, 2], gap="large"), charts, strict=True):
@@ -160,28 +161,26 @@ def path(moment: Moment, subject: Subject) -> None:
 
 def trials(moment: Moment, subject: Subject) -> None:
     """The greedy search for layers."""
-    found = made(making.trials, moment, subject)
-    if found is None:
-        _no_finding(moment, subject, "Trials appear when the last of them is over, before the first step.")
-        return
-    chart, note = found
-    draw_chart(chart, live=moment.live, key=subject.key)
-    st.caption(note)
+    awaited = "Trials appear when the last of them is over, before the first step."
+    if found := _finding(making.trials, moment, subject, awaited):
+        chart, note = found
+        draw_chart(chart, live=moment.live, key=subject.key)
+        st.caption(note)
 
 
 def importance(moment: Moment, subject: Subject) -> None:
     """Importance of each layer, judgement by judgement."""
-    found = made(making.importance, moment, subject)
-    if found is None:
-        _no_finding(moment, subject, "Importance appears with the first step.")
-        return
-    grid, note = found
-    draw_grid(grid, key=subject.key)
-    st.caption(note)
+    if found := _finding(making.importance, moment, subject, "Importance appears with the first step."):
+        grid, note = found
+        draw_grid(grid, key=subject.key)
+        st.caption(note)
 
 
-def _no_finding(moment: Moment, subject: Subject, awaited: str) -> None:
-    """Why there is nothing to see: not yet, or the run is older than this view or did not come that far."""
+def _finding(make: Callable[..., Any], moment: Moment, subject: Subject, awaited: str) -> Any:
+    """What is made of a finding; where there is none, why: not yet, or the run is older or did not come that far."""
+    found = made(make, moment, subject)
+    if found is not None:
+        return found
     if subject.over or moment.step:
         st.caption(
             "This run has no record of what its method measured before training: it is older than this view, or ended "
@@ -189,6 +188,7 @@ def _no_finding(moment: Moment, subject: Subject, awaited: str) -> None:
         )
     else:
         st.caption(awaited)
+    return None
 
 
 def ranks(moment: Moment, subject: Subject) -> None:

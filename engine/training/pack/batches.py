@@ -19,6 +19,7 @@ TILES = (16, 32, 64)
 """Sizes of a head that the kernel for short texts can hold."""
 SHORT = 64
 """Texts of up to so many tokens have a kernel of their own, where Triton is installed, as it is beside CUDA's torch."""
+HAS_TRITON = find_spec("triton") is not None
 GRAIN = 64
 """Tokens that a run has on its row: a multiple of this."""
 
@@ -53,7 +54,7 @@ class Flat:
         self.positions = (columns - starts.gather(1, self.place)).view(-1)
         self.read = (starts[:, :examples] + rows).reshape(-1)
         self._longest = longest
-        self._short = longest <= SHORT and find_spec("triton") is not None
+        self._short = longest <= SHORT and HAS_TRITON
         self._bounds = functional.pad((ends + rows).view(-1), (1, 0)).int()
         asks = torch.arange(1, examples + 1, device=device).repeat(runs, 1) + rows // width * examples
         asks = torch.cat([asks, asks[:, -1:].expand(runs, len(cuts))], 1)
