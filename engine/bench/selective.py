@@ -24,7 +24,7 @@ import torch
 
 from engine.bench.jobs import add_common, plan_of, recipe_of, write_report
 from engine.devices import cpu_threads
-from engine.errors import SpecError
+from engine.errors import BudgetError, SpecError
 from engine.methods.registry import config_of
 from engine.plan import Plan
 from engine.tasks.encoding import Encoded
@@ -154,7 +154,12 @@ def _timed(given: argparse.Namespace, share: float) -> dict[str, Any]:
     budget = round(share / 100 * full.params.method)
     sides: dict[str, Side] = {"dense AdamW": _ours(full, caches)}
     for method in given.methods:
-        sides[method] = _ours(_plan(given, method, budget), caches)
+        try:
+            plan = _plan(given, method, budget)
+        except BudgetError as error:
+            print(f"{method} at {budget:,} is left out: {error.what}")
+        else:
+            sides[method] = _ours(plan, caches)
     if given.toolkit:
         whole = _even(given, budget)
         sides["toolkit id3"] = _toolkit(given, whole, caches)

@@ -51,6 +51,7 @@ class PeakMemory:
 
     def _reset(self) -> None:
         if self.device != "cpu":
+            torch.cuda.init()  # there are no numbers to reset before
             torch.cuda.reset_peak_memory_stats(self.device)
             return
         with contextlib.suppress(OSError):

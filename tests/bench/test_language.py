@@ -30,6 +30,7 @@ def test_scrambled_questions_are_no_words_it_should_know() -> None:
     assert found["share_with_questions"] == 3 / 5
 
 
+@pytest.mark.slow
 def test_it_reads_reviews_three_times_better_than_single_tokens_do(home: Path, speaker: Speaker) -> None:
     found = perplexity(speaker, count=20)
     assert found["unigram"] > 3 * found["model"]

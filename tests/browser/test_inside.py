@@ -7,7 +7,7 @@ import pytest
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_the_plane_is_watched_and_played_and_turns_are_shown(lab, visit, scheme):
     """Live the points come step by step, afterwards every recorded moment is there; a raster shows turns of layers."""
     steps = 120 if scheme == "light" else 60

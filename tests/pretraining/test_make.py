@@ -62,7 +62,8 @@ def test_a_made_folder_loads_everywhere(name: str, made: Made, home: Path, tmp_p
         load_language_model(source)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "nano-llama")) for n in KINDS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
 def test_stopped_and_called_again_it_ends_at_the_same_weights(
     name: str, made: Made, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,7 @@ def test_stopped_and_called_again_it_ends_at_the_same_weights(
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_other_settings_start_anew_and_leave_what_was_there(
     made: Made, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
