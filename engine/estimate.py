@@ -21,6 +21,10 @@ STEP_SECONDS = 0.01
 """What a step costs whatever the size of its arithmetic, before any run was measured."""
 KEPT_LENGTH = 128
 """On the CPU, attention's shares of up to so many tokens are kept for the backward pass; else computed again."""
+GPU_EVAL_BATCH = 512
+"""Examples that a GPU evaluates at once: it waits for launches rather than for arithmetic."""
+GPU_WORKSPACE_BYTES = 132 * 2**20
+"""What the matrix library keeps beside all tensors: 32 MiB for each stream of a run, measured on Hopper cards."""
 PROCESS_BYTES = 550 * 2**20
 """A process with torch, transformers and peft imported, before any model."""
 
@@ -38,6 +42,7 @@ class Workload:
         longest: padded length of the longest batch.
         batch_size, steps: of the training.
         evaluated_tokens: tokens of all evaluations together.
+        evaluated_at_once: padded tokens of the largest batch that a GPU evaluates.
     """
 
     architecture: Architecture
@@ -49,6 +54,7 @@ class Workload:
     batch_size: int
     steps: int
     evaluated_tokens: float
+    evaluated_at_once: int
 
     @property
     def flops(self) -> float:
@@ -67,6 +73,14 @@ def padded_lengths(lengths: Sequence[int] | np.ndarray, batch_size: int) -> np.n
     return np.array([lengths[start : start + batch_size].max() for start in starts])
 
 
+def largest_batch(lengths: Sequence[int] | np.ndarray, count: int) -> int:
+    """Padded tokens of the largest batch, when a GPU evaluates `count` examples of such lengths, shortest first."""
+    spread = np.linspace(0, len(lengths) - 1, count).round().astype(int)
+    padded = padded_lengths(np.sort(lengths)[spread], GPU_EVAL_BATCH)
+    sizes = [min(GPU_EVAL_BATCH, count - start) for start in range(0, count, GPU_EVAL_BATCH)]
+    return int((padded * sizes).max())
+
+
 def memory_parts(work: Workload, device: str) -> dict[str, int]:
     """Peak memory in bytes by what holds it: process, weights, gradients, optimizer, activations."""
     total = sum(p.size for p in work.architecture.parameters)
@@ -76,13 +90,17 @@ def memory_parts(work: Workload, device: str) -> dict[str, int]:
     shares = 4 * work.architecture.heads * work.longest**2 * work.batch_size
     if not work.differentiates:  # one layer at a time, and none of it is kept
         activations //= max(1, work.architecture.layers)
+    gradients = 4 * work.dense_gradients if work.differentiates else 0
     if device == "cpu":
         kept = work.architecture.layers if work.longest <= KEPT_LENGTH and work.differentiates else 2
         activations += kept * shares
+    else:  # gradients are gone when an evaluation keeps one layer's states of many examples
+        evaluating = 4 * work.evaluated_at_once * (3 * work.architecture.hidden + 2 * widest)
+        activations = max(activations, evaluating - gradients) + GPU_WORKSPACE_BYTES
     return {
         "process": PROCESS_BYTES if device == "cpu" else 0,
         "weights": 4 * total * (2 if device == "cpu" else 1),  # on the CPU the base model is kept beside it
-        "gradients": 4 * work.dense_gradients if work.differentiates else 0,
+        "gradients": gradients,
         "optimizer": 8 * work.trainable if work.differentiates else 0,
         "activations": activations,
     }

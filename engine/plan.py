@@ -240,9 +240,8 @@ def workload(spec: RunSpec, setting: Setting, params: Params) -> estimate.Worklo
     sample = train_set.take(range(min(SAMPLED, len(train_set))))
     lengths = encode(sample, tokenizer_of(setting.source), int(spec.train.max_length)).lengths
     padded = estimate.padded_lengths(lengths, spec.train.batch_size)
-    evaluated = CURVE_ITEMS * (len(curve_points(spec.train.steps)) + 1) + sum(
-        len(setting.dataset.splits[name].labels) for name in ("validation", "test")
-    )
+    judged = [len(setting.dataset.splits[name].labels) for name in ("validation", "test")]
+    evaluated = CURVE_ITEMS * (len(curve_points(spec.train.steps)) + 1) + sum(judged)
     method = method_named(spec.method.name)
     config = config_of(spec.method)
     gradients = 0 if spec.method.on else method.dense_gradients(setting.architecture, config)
@@ -256,6 +255,7 @@ def workload(spec: RunSpec, setting: Setting, params: Params) -> estimate.Worklo
         batch_size=spec.train.batch_size,
         steps=spec.train.steps,
         evaluated_tokens=evaluated * float(lengths.mean()),
+        evaluated_at_once=max(estimate.largest_batch(lengths, count) for count in judged),
     )
 
 

@@ -208,6 +208,38 @@ def test_the_memory_estimate_follows_what_is_held(home: Path, small: Path) -> No
     assert plan(small, "lora", batch_size=256).memory_bytes > lora
 
 
+H200_PEAKS = {
+    ("nano-bert", "full", 8): 300,
+    ("nano-bert", "lora", 32): 264,
+    ("nano-bert", "bitfit", 8): 263,
+    ("nano-bert", "fish", 32): 296,
+    ("nano-bert", "pafi", 8): 264,
+    ("nano-bert", "id3", 32): 264,
+    ("minilm-l6", "full", 8): 726,
+    ("minilm-l6", "full", 32): 730,
+    ("minilm-l6", "lora", 8): 560,
+    ("minilm-l6", "bitfit", 32): 553,
+}
+"""MiB of the allocator's peak, each run in a process of its own, by model, method and batch size; 2026-11-27."""
+
+
+@pytest.mark.parametrize(("case", "measured"), H200_PEAKS.items(), ids=str)
+def test_the_memory_estimate_for_a_gpu_is_near_what_an_allocator_measured(
+    home: Path, case: tuple[str, str, int], measured: int
+) -> None:
+    model, method, batch_size = case
+    data = {"model": model, "dataset": "rotten_tomatoes", "method": {"name": method}}
+    made = make_plan(parse_spec(data | {"train": {"batch_size": batch_size, "device": "cpu"}}))
+    parts = estimate.memory_parts(workload(made.spec, read_setting(made.spec), made.params), "cuda")
+    assert sum(parts.values()) / 2**20 == pytest.approx(measured, rel=0.25)
+
+
+def test_the_largest_batch_of_an_evaluation_is_counted_with_its_padding() -> None:
+    assert estimate.largest_batch([10, 20, 30], 3) == 3 * 30
+    assert estimate.largest_batch([10, 10, 10, 50], 1024) == 512 * 50
+    assert estimate.largest_batch([10, 10, 10, 50], 513) == 512 * 50, "the last one alone is a small batch"
+
+
 def test_the_time_estimate_learns_from_runs_of_the_same_size_only(home: Path, small: Path) -> None:
     before = plan(small)
     work = workload(before.spec, read_setting(before.spec), before.params)

@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from engine.estimate import GPU_EVAL_BATCH
 from engine.tasks.encoding import Encoded
 from engine.training.replay import Replays
 
 Batch = Mapping[str, torch.Tensor]
 Forward = Callable[[Batch], torch.Tensor]
 EVAL_BATCH = 64
-GPU_EVAL_BATCH = 512
-"""A GPU waits for launches rather than for arithmetic."""
 
 
 def to_device(batch: dict[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:

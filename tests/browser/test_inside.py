@@ -31,7 +31,8 @@ def test_the_plane_is_watched_and_played_and_turns_are_shown(lab, visit, scheme)
     one.shot("turns")
 
 
-@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_what_methods_chose_layers_by_is_shown_live_and_afterwards(lab, visit, scheme):
     """The path is there from the first step, in two renderers that agree; trials and importance follow."""
     steps = 300 if scheme == "light" else 200

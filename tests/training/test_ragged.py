@@ -100,6 +100,7 @@ def test_a_decoder_that_pads_with_its_end_token_is_read_at_the_same_place(tmp_pa
     torch.testing.assert_close(ragged, model(**batch).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_method_gives_nearly_the_same_losses_either_way(home: Path, small: Path) -> None:
     """Ragged and padded differ by rounding alone; ID3's choices may then differ in their last places."""
     for method in ("full", "bitfit", "fish", "pafi", "lora", "adalora", "dora"):
