@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.errors import SpecError
+from engine.errors import BudgetError, SpecError
 from engine.methods.registry import config_of, method_named
 from engine.models.architecture import Architecture
 from engine.plan import Plan, Setting, make_plan, read_setting
@@ -97,6 +97,15 @@ def plan_of(base: RunSpec, method: str | MethodChoice, seed: int, budget: int | 
     choice = MethodChoice(name=method) if isinstance(method, str) else method
     wanted = None if budget is None or choice.name in UNBUDGETED else Budget(params=budget)
     return make_plan(base.model_copy(update={"method": choice, "budget": wanted, "train": train}))
+
+
+def plan_if_possible(base: RunSpec, method: str, budget: int | None) -> Plan | None:
+    """The plan of a method at a budget; None, with a word to the reader, where it cannot meet that."""
+    try:
+        return plan_of(base, method, 0, budget)
+    except BudgetError as error:
+        print(f"{method} at {budget:,} is left out: {error.what}")
+        return None
 
 
 def write_job(place: Path, plan: Plan) -> Path:

@@ -22,11 +22,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from engine.bench.jobs import add_common, plan_of, recipe_of, write_report
+from engine.bench.jobs import add_common, plan_if_possible, plan_of, recipe_of, write_report
 from engine.devices import cpu_threads
-from engine.errors import BudgetError, SpecError
+from engine.errors import SpecError
 from engine.methods.registry import config_of
 from engine.plan import Plan
+from engine.spec import RunSpec
 from engine.tasks.encoding import Encoded
 from engine.tasks.order import batch_order
 from engine.training import recipe
@@ -154,11 +155,8 @@ def _timed(given: argparse.Namespace, share: float) -> dict[str, Any]:
     budget = round(share / 100 * full.params.method)
     sides: dict[str, Side] = {"dense AdamW": _ours(full, caches)}
     for method in given.methods:
-        try:
-            plan = _plan(given, method, budget)
-        except BudgetError as error:
-            print(f"{method} at {budget:,} is left out: {error.what}")
-        else:
+        plan = plan_if_possible(_base(given), method, budget)
+        if plan is not None:
             sides[method] = _ours(plan, caches)
     if given.toolkit:
         whole = _even(given, budget)
@@ -178,8 +176,11 @@ def _timed(given: argparse.Namespace, share: float) -> dict[str, Any]:
 
 
 def _plan(given: argparse.Namespace, method: str, budget: int | None) -> Plan:
-    base = recipe_of(given, cpu_threads()).model_copy(update={"model": given.model})
-    return plan_of(base, method, 0, budget)
+    return plan_of(_base(given), method, 0, budget)
+
+
+def _base(given: argparse.Namespace) -> RunSpec:
+    return recipe_of(given, cpu_threads()).model_copy(update={"model": given.model})
 
 
 def _even(given: argparse.Namespace, budget: int) -> int:

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from engine.bench.jobs import UNBUDGETED, outcome_of, plan_of, recipe_of, write_job, write_report
+from engine.bench.jobs import UNBUDGETED, outcome_of, plan_if_possible, plan_of, recipe_of, write_job, write_report
 from engine.bench.pool import carry_out, shares
 from engine.devices import cpu_threads, cuda_devices
-from engine.errors import BudgetError
 from engine.plan import Plan
 from engine.spec import MethodChoice, RunSpec
 from engine.stats.intervals import mean_over_seeds
@@ -111,11 +110,7 @@ def _cells(given: argparse.Namespace, base: RunSpec) -> list[Cell]:
     found = []
     for method in given.methods:
         for budget in [None] if method in UNBUDGETED else given.budgets:
-            try:
-                plan_of(base, method, 0, budget)
-            except BudgetError as error:
-                print(f"{method} at {budget:,} is left out: {error.what}")
-            else:
+            if plan_if_possible(base, method, budget) is not None:
                 found.append(Cell(method, budget))
     return [*found, *(Cell(label, None) for label, _ in given.variant)]
 
