@@ -29,13 +29,13 @@ class Share:
         side: which program.
         jobs: its job files, in order.
         log: where its output goes.
-        gpu: the device it sees; None for the CPU.
+        gpu: name of the device it sees; None for the CPU.
     """
 
     side: Side
     jobs: tuple[Path, ...]
     log: Path
-    gpu: int | None
+    gpu: str | None
 
     def command(self) -> list[str]:
         """The program and its job files."""
@@ -44,20 +44,27 @@ class Share:
 
     def environment(self) -> dict[str, str]:
         """This process's, with one device in sight."""
-        seen = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": str(self.gpu)}
+        seen = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))
         return {**os.environ, **QUIET_THREADS, **seen, "PYTHONPATH": path}
 
 
 def shares(side: Side, jobs: Sequence[Path], workers: int, logs: Path) -> list[Share]:
     """Deal the jobs out to at most `workers` processes, and these to the GPUs there are."""
-    gpus = cuda_devices()
+    gpus = _visible_gpus()
     count = max(1, min(workers, len(jobs)))
     dealt = [tuple(jobs[place::count]) for place in range(count)] if jobs else []
     return [
-        Share(side, part, logs / f"{side}-{place}.log", place % gpus if gpus else None)
+        Share(side, part, logs / f"{side}-{place}.log", gpus[place % len(gpus)] if gpus else None)
         for place, part in enumerate(dealt)
     ]
+
+
+def _visible_gpus() -> list[str]:
+    """The devices this process may use, by the names that `CUDA_VISIBLE_DEVICES` gives them."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    every = [name.strip() for name in listed.split(",")] if listed else [str(n) for n in range(cuda_devices())]
+    return every[: cuda_devices()]
 
 
 def carry_out(parts: Sequence[Share], say: Callable[[str], None]) -> None:

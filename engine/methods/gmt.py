@@ -168,8 +168,6 @@ class GMT(ActiveTensors):
         Raises:
             Diverged: when a gradient is not finite.
         """
-        import torch
-
         from engine.sparse.selection import select, select_by_tensor, shares
 
         config: Any = self.config
@@ -187,12 +185,8 @@ class GMT(ActiveTensors):
                 picks = select(strength, sizes, k)
         except RunFailed as error:
             raise Diverged(error.what, error.todo) from None
-        masks = {}
-        for number, (name, gradient) in enumerate(found.items()):
-            flat = torch.zeros(sizes[number], dtype=torch.bool, device=gradient.device)
-            flat[picks.index[picks.tensor == number]] = True
-            masks[name] = flat.view(gradient.shape)
-        return masks
+        masks = picks.masks(sizes)
+        return {name: mask.view(found[name].shape) for name, mask in zip(found, masks, strict=True)}
 
     def update(self, lr: float | torch.Tensor, scale: torch.Tensor) -> None:
         import torch

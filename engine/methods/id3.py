@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engine.sparse.candidates import Bound, Score, TopCandidates
     from engine.sparse.gradient import StreamedGradient
     from engine.sparse.optimizer import SparseAdamW
-    from engine.sparse.unmasking import Unmasking
+    from engine.sparse.unmasking import Tops, Unmasking
 
 
 SMALLEST_POWER = 32
@@ -199,7 +199,7 @@ class ID3(Selective):
             for number, row in enumerate(self.rows)
             for start, stop in row.frozen_rows
         ]
-        self._unmasking = Unmasking(sparse, self._score()[0], quotas, never)
+        self._unmasking = Unmasking(sparse, self._score()[0], quotas, never, self._tops())
         return sparse
 
     # --- the step ----------------------------------------------------------------------------
@@ -254,6 +254,15 @@ class ID3(Selective):
         settings: Any = self.config
         knobs = {"power": settings.p, "exp": settings.exp, "eps": settings.eps}
         return partial(d3, **knobs), partial(d3_bound, **knobs) if settings.exp >= 0 else None
+
+    def _tops(self) -> Tops | None:
+        """The score of blocks, where it has a kernel of its own."""
+        from functools import partial
+
+        from engine.sparse.scores import d3_tops
+
+        settings: Any = self.config
+        return partial(d3_tops, eps=settings.eps) if settings.p == settings.exp == 1 else None
 
     def before_step(self, step: int) -> None:
         """Unmask this step's best entries; they are updated in this step already."""

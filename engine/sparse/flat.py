@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from engine.errors import ModelError
 from engine.sparse.optimizer import Correction, Groups, SparseAdamW, put
-
-BLOCK = 128
-"""Entries that are ranked together first."""
-LARGEST_ADDRESS = 2**32 - 1
+from engine.sparse.scores import BLOCK
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class FlatTensors:
         parameters: of one type and on one device; their data moves into the buffer.
 
     Raises:
-        ModelError: for tensors of several types, or too many entries to number.
+        ModelError: for tensors of several types.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -67,12 +65,12 @@ class FlatTensors:
         self.parameters = list(parameters)
         self.parts, starts = _layout([parameter.numel() for parameter in parameters])
         end = self.parts[-1].end
-        if end > LARGEST_ADDRESS:
-            raise ModelError(f"{end:,} weights are too many to choose from.", "Exclude some kinds of tensors.")
+        self.unused = end - 1
+        """An address that belongs to no entry."""
         device = parameters[0].device
         self.values = torch.zeros(end, dtype=parameters[0].dtype, device=device)
-        self.starts = torch.tensor([*starts, end - 1], device=device)
-        """Address of each tensor's first entry; behind them the unused address that stands for no entry."""
+        self.starts = torch.tensor(starts, device=device)
+        """Address of each tensor's first entry."""
         self._begins = starts
         self._arrived: dict[int, torch.Tensor] = {}
         self._part = [number for number, part in enumerate(self.parts) for _ in part.tensors]
@@ -151,6 +149,8 @@ class FlatSparseAdamW(SparseAdamW):
         most: the most that `unmask` is given at once; 0 when it is not used.
     """
 
+    _places: ClassVar[dict[str, torch.dtype]] = {"address": torch.int64}
+
     def __init__(
         self,
         parameters: Sequence[nn.Parameter],
@@ -176,30 +176,39 @@ class FlatSparseAdamW(SparseAdamW):
         self._filled.fill_(value)
 
     def _used(self) -> int:
-        return len(self._where["tensor"])
+        return len(self._where["address"])
 
     def _blank(self) -> None:
         super()._blank()
-        self._where["tensor"].fill_(len(self.flat.parameters))
+        self._where["address"].fill_(self.flat.unused)
 
-    def addresses(self) -> torch.Tensor:
-        """Of all slots, int64 (capacity + most,)."""
-        return self.flat.starts.index_select(0, self._where["tensor"]) + self._where["index"]
+    def _locate(self, slots: slice | torch.Tensor, tensor: torch.Tensor, index: torch.Tensor) -> None:
+        self._where["address"][slots] = self.flat.starts.index_select(0, tensor) + index
 
-    def _enlist(self, groups: Groups, index: torch.Tensor, slots: torch.Tensor) -> None:
+    def _list_all(self) -> None:
         """Nothing to list: an entry is found by its address."""
 
+    def _enlist(self, groups: Groups, index: torch.Tensor, slots: torch.Tensor) -> None:
+        """Nothing to list either."""
+
     def _read(self, groups: Groups, index: torch.Tensor, slots: torch.Tensor) -> None:
-        address = self.addresses().index_select(0, slots)
+        address = self._where["address"].index_select(0, slots)
         put(self._values["value"], slots, self.flat.values.index_select(0, address).float())
+
+    def entries(self) -> dict[str, torch.Tensor]:
+        count = self.count
+        address = self._where["address"][:count]
+        tensor = torch.searchsorted(self.flat.starts, address, right=True) - 1
+        index = address - self.flat.starts.index_select(0, tensor)
+        return {"tensor": tensor.int(), "index": index.int(), "step": self._where["step"][:count]}
 
     def selected(self, number: int) -> torch.Tensor | None:
         count = self.count
         if self._listed is None or self._listed[0] != count:
-            tensor, index = (self._where[key][:count].long() for key in ("tensor", "index"))
-            order = tensor.argsort(stable=True)
-            counts = torch.bincount(tensor, minlength=len(self.flat.parameters)).tolist()
-            self._listed = count, list(index[order].split(counts))
+            entries = self.entries()
+            order = entries["tensor"].argsort(stable=True)
+            counts = torch.bincount(entries["tensor"], minlength=len(self.flat.parameters)).tolist()
+            self._listed = count, list(entries["index"].long()[order].split(counts))
         found = self._listed[1][number]
         return found if len(found) else None
 
@@ -213,21 +222,22 @@ class FlatSparseAdamW(SparseAdamW):
 
     def _gather(self, complete: Iterator[tuple[Part, torch.Tensor]]) -> None:
         for part, gradient in complete:
-            self.gather_part(part, gradient, part.local(self.addresses()))
+            self.gather_part(part, gradient)
 
     def separate(self) -> None:
         """Give every tensor a place of its own in memory."""
         self.flat.separate()
 
-    def gather_part(self, part: Part, gradient: torch.Tensor, places: torch.Tensor) -> None:
-        """Take the gradients of the selected entries of one part.
+    def gather_part(self, part: Part, gradient: torch.Tensor) -> torch.Tensor:
+        """Take the gradients of the selected entries of one part, fp32 (size,).
 
-        Args:
-            gradient: of the part, fp32 (size,).
-            places: `Part.local` of all slots' addresses.
+        Returns:
+            Their places in it, the part's unused one for the slots of other parts.
         """
-        held = gradient.index_select(0, places)
-        self._values["gradient"].copy_(torch.where(places < part.size - 1, held, self._values["gradient"]))
+        places = part.local(self._where["address"])
+        # A step leaves every slot with gradient 0, and the unused place holds 0.
+        self._values["gradient"].add_(gradient.index_select(0, places))
+        return places
 
     def unmask(self, address: torch.Tensor, gradient: torch.Tensor, quota: torch.Tensor) -> None:
         """Select the first `quota` of some entries, which are not selected yet.
@@ -240,15 +250,11 @@ class FlatSparseAdamW(SparseAdamW):
         rank = torch.arange(len(address), device=address.device)
         chosen = rank < quota
         slots = self._filled + rank
-        tensor = torch.searchsorted(self.flat.starts, address, right=True) - 1
-        index = address - self.flat.starts.index_select(0, tensor)
-        nothing = len(self.flat.parameters)
-        put(self._where["tensor"], slots, torch.where(chosen, tensor, nothing).int())
-        put(self._where["index"], slots, torch.where(chosen, index, 0).int())
+        put(self._where["address"], slots, torch.where(chosen, address, self.flat.unused))
         put(self._where["step"], slots, self._steps.int().expand(len(slots)))
         put(self._values["value"], slots, torch.where(chosen, self.flat.values.index_select(0, address).float(), 0.0))
         put(self._values["gradient"], slots, torch.where(chosen, gradient, 0.0))
         self._filled.add_(quota)
 
     def _write_back(self) -> None:
-        put(self.flat.values, self.addresses(), self._values["value"].to(self.flat.values.dtype))
+        put(self.flat.values, self._where["address"], self._values["value"].to(self.flat.values.dtype))

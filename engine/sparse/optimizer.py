@@ -9,7 +9,7 @@ everything reproduces it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -65,6 +65,9 @@ class SparseAdamW:
         ModelError: for a tensor with 2^31 entries or more, whose indices do not fit int32.
     """
 
+    _places: ClassVar[dict[str, torch.dtype]] = {"tensor": torch.int32, "index": torch.int32}
+    """Columns that say where an entry is."""
+
     def __init__(
         self,
         parameters: Sequence[nn.Parameter],
@@ -83,10 +86,10 @@ class SparseAdamW:
         self.count = 0
         """Entries selected so far."""
         self._steps = torch.zeros((), dtype=torch.float64, device=device)
-        places, values = ["tensor", "index", "step"], ["value", "m", "v", "gradient"]
+        where, values = {**self._places, "step": torch.int32}, ["value", "m", "v", "gradient"]
         if anchored:
-            places, values = [*places, "history"], [*values, "base"]
-        self._where = {key: torch.zeros(capacity, dtype=torch.int32, device=device) for key in places}
+            where, values = {**where, "history": torch.int32}, [*values, "base"]
+        self._where = {key: torch.zeros(capacity, dtype=kind, device=device) for key, kind in where.items()}
         self._values = {key: torch.zeros(capacity, device=device) for key in values}
         # Per tensor: slots in the arena and flat indices, int64 because index_copy_ wants it.
         self._slots: list[torch.Tensor | None] = [None] * len(self._parameters)
@@ -101,8 +104,7 @@ class SparseAdamW:
             gradient: of the current step, fp32 (n,), when it has been computed already.
         """
         start, stop = self.count, self.count + len(index)
-        self._where["tensor"][start:stop] = tensor
-        self._where["index"][start:stop] = index
+        self._locate(slice(start, stop), tensor, index)
         self._where["step"][start:stop] = step
         if gradient is not None:
             self._values["gradient"][start:stop] = gradient
@@ -134,14 +136,18 @@ class SparseAdamW:
             self._values["value"][slots] = self._values["base"][slots]
             self._write_back()
             self._where["history"][slots] = history
-        for key, column in (("tensor", tensor), ("index", index)):
-            self._where[key][slots] = column.int()
+        self._locate(slots, tensor, index)
         self._where["step"][slots] = step
         self._values["gradient"][slots] = 0.0
         for place, key in enumerate(("m", "v")):
             self._values[key][slots] = moments[place] if moments is not None else 0.0
         self._list_all()
         self._read(_by_tensor(tensor), index, slots)
+
+    def _locate(self, slots: slice | torch.Tensor, tensor: torch.Tensor, index: torch.Tensor) -> None:
+        """Note where the entries in some slots are."""
+        self._where["tensor"][slots] = tensor.int()
+        self._where["index"][slots] = index.int()
 
     def _list_all(self) -> None:
         """Make the lists of all tensors anew, each in the order of the arena."""
@@ -264,7 +270,9 @@ class SparseAdamW:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything a resume needs: the arena up to its filled part, and the step counter."""
-        columns = {**self._where, **self._values}
+        columns = {**self.entries(), **self._values}
+        if self._anchored:
+            columns["history"] = self._where["history"]
         kept = {key: column[: self.count].clone() for key, column in columns.items() if key != "gradient"}
         return {**kept, "steps": self._steps.clone()}
 
@@ -274,9 +282,10 @@ class SparseAdamW:
         self._blank()
         self.count = count = len(state["index"])
         self._steps.copy_(state["steps"])
+        self._locate(slice(0, count), *(state[key].to(self._steps.device) for key in ("tensor", "index")))
         for columns in (self._where, self._values):
             for key, column in columns.items():
-                if key != "gradient":
+                if key in state and key not in self._places:
                     column[:count] = state[key]
         self._list_all()
         self._write_back()

@@ -1,15 +1,17 @@
 """Exact selection of the k highest or lowest scores over all tensors, without putting the scores together.
 
-A non-negative fp32 number read as an integer keeps its order, so that three rounds of
-counting (11, 10 and 10 bits) find the k-th score exactly; a last round collects the winners.
-Memory beyond one tensor's scores: 2,048 counters and k results.
+A non-negative fp32 number read as an integer keeps its order. On a CPU three rounds of counting (11, 10 and
+10 bits) find the k-th score exactly. A GPU, which waits at each question, ranks a few large parts instead, and
+is asked three times in all. A last round collects the winners. Memory beyond one tensor's scores: a byte for
+each entry, and on a GPU a part as large as the largest tensor, and k keys of each part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 import torch
 
@@ -31,6 +33,12 @@ class Picks:
 
     tensor: torch.Tensor
     index: torch.Tensor
+
+    def masks(self, sizes: Sequence[int]) -> tuple[torch.Tensor, ...]:
+        """Which entries of each tensor are selected, flat bool; `sizes` are the scalars of all tensors."""
+        starts = torch.tensor(list(accumulate(sizes, initial=0)), device=self.index.device)
+        every = torch.zeros(sum(sizes), dtype=torch.bool, device=self.index.device)
+        return every.index_fill_(0, starts[self.tensor] + self.index, True).split(list(sizes))
 
 
 def exclude(scores: torch.Tensor, rows: Sequence[tuple[int, int]], row_size: int) -> torch.Tensor:
@@ -66,12 +74,10 @@ def select(
     def keys(number: int) -> torch.Tensor:
         return _keys(scores(number), smallest)
 
-    count = len(sizes)
-    for number in range(count):
-        _check_finite(scores(number))
-    threshold, ties = _threshold(keys, count, k)
+    _check_finite(scores(number) for number in range(len(sizes)))
+    threshold, ties = _threshold(keys, sizes, k)
     if seed is None:
-        return _collect(keys, count, threshold, ties)
+        return _collect(keys, sizes, threshold, ties)
 
     def lots(number: int) -> torch.Tensor:
         """Random keys for the tied entries, the same at every call."""
@@ -80,8 +86,8 @@ def select(
         drawn = _scramble(torch.arange(offset, offset + sizes[number], device=tied.device), seed)
         return torch.where(tied, drawn, -1).int()
 
-    strict = _collect(keys, count, threshold, 0)
-    drawn = _collect(lots, count, *_threshold(lots, count, ties)) if ties else None
+    strict = _collect(keys, sizes, threshold, 0)
+    drawn = _collect(lots, sizes, *_threshold(lots, sizes, ties)) if ties else None
     return strict if drawn is None else _in_order(strict, drawn)
 
 
@@ -99,15 +105,41 @@ def select_by_tensor(
         BudgetError: when a tensor has fewer entries than its quota.
         RunFailed: when a score is not finite.
     """
-    tensors, indices = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
-    for number, (size, quota) in enumerate(zip(sizes, quotas, strict=True)):
-        if quota:
-            own_seed = None if seed is None else (seed * 1_000_003 + number) & _MOST_BITS
-            picks = select(partial(_of_tensor, scores, number), [size], quota, smallest=smallest, seed=own_seed)
-            tensors.append(torch.full_like(picks.index, number).cpu())
-            indices.append(picks.index.cpu())
+    own = [number for number, quota in enumerate(quotas) if quota]
     device = scores(0).device if sizes else torch.device("cpu")
-    return Picks(torch.cat(tensors).to(device), torch.cat(indices).to(device))
+    if own and seed is None and device.type == "cuda":
+        return _each_ranked(lambda number: _keys(scores(number), smallest), scores, quotas, own)
+    nothing = torch.zeros(0, dtype=torch.int64, device=device)
+    picked = [Picks(nothing, nothing)]
+    for number in own:
+        own_seed = None if seed is None else (seed * 1_000_003 + number) & _MOST_BITS
+        found = select(
+            partial(_of_tensor, scores, number), [sizes[number]], quotas[number], smallest=smallest, seed=own_seed
+        )
+        picked.append(Picks(torch.full_like(found.index, number), found.index))
+    return _joined(picked)
+
+
+def _each_ranked(
+    keys: Keys, scores: Callable[[int], torch.Tensor], quotas: Sequence[int], numbers: Sequence[int]
+) -> Picks:
+    """`select_by_tensor` that asks the device twice, however many tensors there are."""
+    _check_finite(map(scores, numbers))
+    picked, lowest = [], []
+    for number in numbers:
+        order = keys(number).sort(stable=True, descending=True)  # ties stay in the order of their places
+        lowest.append(order.values[: quotas[number]].min())
+        index = order.indices[: quotas[number]].sort().values
+        picked.append(Picks(torch.full_like(index, number), index))
+    enough = (torch.stack(lowest) >= 0).tolist()
+    for number, picks, full in zip(numbers, picked, enough, strict=True):
+        if not full or len(picks.index) < quotas[number]:
+            raise _too_few(quotas[number], int((keys(number) >= 0).sum()))
+    return _joined(picked)
+
+
+def _joined(picked: Sequence[Picks]) -> Picks:
+    return Picks(torch.cat([picks.tensor for picks in picked]), torch.cat([picks.index for picks in picked]))
 
 
 def _of_tensor(scores: Callable[[int], torch.Tensor], number: int, _: int) -> torch.Tensor:
@@ -127,16 +159,12 @@ def best_of_each_row(scores: torch.Tensor, count: int) -> torch.Tensor:
     Raises:
         RunFailed: when a score is not finite.
     """
-    _check_finite(scores)
+    _check_finite([scores])
     columns = torch.arange(scores.shape[1], device=scores.device)
-    keys = unique_keys(scores.contiguous(), columns)
+    # The score above, the reversed place below: topk has no tie to break.
+    keys = (scores.contiguous().view(torch.int32).long() << 32) | (scores.shape[1] - 1 - columns)
     chosen = keys.topk(count, dim=1).indices.sort(1).values
     return (chosen + torch.arange(len(scores), device=scores.device)[:, None] * scores.shape[1]).flatten()
-
-
-def unique_keys(scores: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """int64 keys of non-negative fp32 scores: score above, reversed place below, so that topk has no tie to break."""
-    return (scores.view(torch.int32).long() << 32) | (0xFFFFFFFF - places)
 
 
 def shares(sizes: Sequence[int], k: int) -> list[int]:
@@ -156,46 +184,86 @@ def _keys(scores: torch.Tensor, smallest: bool) -> torch.Tensor:
     return _LARGEST_KEY - keys if smallest else keys
 
 
-def _check_finite(scores: torch.Tensor) -> None:
+def _check_finite(scores: Iterable[torch.Tensor]) -> None:
     """One sum tells: it is finite only if all scores are, and none overflows fp64."""
-    if not bool(scores.sum(dtype=torch.float64).isfinite()):
+    sums = [one.sum(dtype=torch.float64) for one in scores]
+    if sums and not bool(torch.stack(sums).sum().isfinite()):
         raise RunFailed("A score is not finite, so that weights cannot be ranked.", "Lower the learning rate.")
 
 
-def _threshold(keys: Keys, count: int, k: int) -> tuple[int, int]:
-    """The k-th highest key, and how many of the entries that equal it are among the k highest."""
+def _threshold(keys: Keys, sizes: Sequence[int], k: int) -> tuple[int, int]:
+    """The k-th highest key, and how many of the entries that equal it are among the k highest.
+
+    Raises:
+        BudgetError: when fewer than k keys are not negative.
+    """
+    on_gpu = bool(sizes) and keys(0).is_cuda
+    return (_threshold_by_ranking if on_gpu else _threshold_by_counting)(keys, sizes, k)
+
+
+def _threshold_by_counting(keys: Keys, sizes: Sequence[int], k: int) -> tuple[int, int]:
+    """`_threshold` by histograms, each of the bits below those already known."""
     prefix, wanted = 0, k
     for shift, bits in _ROUNDS:
         bins = 2**bits
         counts = torch.zeros(bins, dtype=torch.int64)
-        for number in range(count):
+        for number in range(len(sizes)):
             own = keys(number)
             if shift < 20:
                 own = own[(own >> (shift + bits)) == prefix] & ((1 << (shift + bits)) - 1)
             # Negative keys fall into the lower half, which is dropped.
-            counts += torch.bincount((own >> shift) + bins, minlength=2 * bins)[bins:].cpu()
+            counts += torch.bincount((own >> shift) + bins, minlength=2 * bins)[bins:]
         reached = counts.flip(0).cumsum(0)
         if int(reached[-1]) < wanted:
-            raise BudgetError(
-                f"{k:,} weights were to be selected, but only {int(reached[-1]):,} can be.", "Ask for fewer."
-            )
+            raise _too_few(k, int(reached[-1]))
         place = int((reached >= wanted).nonzero()[0])
         wanted -= int(reached[place - 1]) if place else 0
         prefix = (prefix << bits) | (bins - 1 - place)
     return prefix, wanted
 
 
-def _collect(keys: Keys, count: int, threshold: int, ties: int) -> Picks:
+def _threshold_by_ranking(keys: Keys, sizes: Sequence[int], k: int) -> tuple[int, int]:
+    """`_threshold` by the k highest keys of each part, and of these; one question to the device."""
+    best = [_highest(torch.cat([keys(number) for number in part]), k) for part in _parts(sizes)]
+    winners = _highest(torch.cat(best), k)
+    lowest = winners.min()
+    threshold, ties, found = torch.stack([lowest, (winners == lowest).sum(), (winners >= 0).sum()]).tolist()
+    if found < k:
+        raise _too_few(k, found)
+    return threshold, ties
+
+
+def _highest(keys: torch.Tensor, k: int) -> torch.Tensor:
+    return keys.topk(k, sorted=False).values if k < len(keys) else keys
+
+
+def _parts(sizes: Sequence[int]) -> list[list[int]]:
+    """Numbers of consecutive tensors that together are no larger than the largest one."""
+    parts: list[list[int]] = [[]]
+    for number, size in enumerate(sizes):
+        if parts[-1] and sum(sizes[one] for one in parts[-1]) + size > max(sizes):
+            parts.append([])
+        parts[-1].append(number)
+    return parts
+
+
+def _too_few(wanted: int, found: int) -> BudgetError:
+    return BudgetError(f"{wanted:,} weights were to be selected, but only {found:,} can be.", "Ask for fewer.")
+
+
+def _collect(keys: Keys, sizes: Sequence[int], threshold: int, ties: int) -> Picks:
     """All entries above the threshold, and the first `ties` of those that equal it."""
-    tensors, indices = [], []
-    for number in range(count):
+    standing = []
+    for number in range(len(sizes)):
         own = keys(number)
-        tied = (own == threshold).nonzero().flatten()[:ties] if ties else own.new_empty(0, dtype=torch.int64)
-        ties -= len(tied)
-        index = torch.cat([(own > threshold).nonzero().flatten(), tied]).sort().values
-        indices.append(index)
-        tensors.append(torch.full_like(index, number))
-    return Picks(torch.cat(tensors), torch.cat(indices))
+        standing.append((own > threshold).byte() + (own >= threshold))
+    every = torch.cat(standing)
+    place = every.nonzero().flatten()
+    tied = every.index_select(0, place) == 1
+    place = place[~tied | (tied.cumsum(0) <= ties)]
+    starts = torch.tensor(list(accumulate(sizes, initial=0)), device=place.device)
+    tensor = torch.searchsorted(starts, place, right=True) - 1
+    return Picks(tensor, place - starts[tensor])
 
 
 def _in_order(first: Picks, second: Picks) -> Picks:

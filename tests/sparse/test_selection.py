@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine.errors import BudgetError, RunFailed
+from engine.sparse import selection
 from engine.sparse.selection import EXCLUDED, Picks, exclude, select
 
 
@@ -50,6 +51,47 @@ def scored(kind: str, seed: int) -> list[torch.Tensor]:
 def test_selects_what_sorting_everything_selects(kind: str, k: int, smallest: bool) -> None:
     tensors = scored(kind, seed=k)
     assert pairs(pick(tensors, k, smallest=smallest)) == brute_force(tensors, k, smallest)
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties", "tiny", "wide"])
+@pytest.mark.parametrize("k", [1, 2, 37, 800, 1300])
+def test_ranking_parts_and_counting_find_the_same_threshold(kind: str, k: int) -> None:
+    tensors = scored(kind, seed=k)
+    sizes = [len(tensor) for tensor in tensors]
+
+    def keys(number: int) -> torch.Tensor:
+        return tensors[number].view(torch.int32)
+
+    assert selection._threshold_by_ranking(keys, sizes, k) == selection._threshold_by_counting(keys, sizes, k)
+    for find in (selection._threshold_by_ranking, selection._threshold_by_counting):
+        with pytest.raises(BudgetError, match=r"only .* can be"):
+            find(keys, sizes, sum(sizes))
+
+
+@pytest.mark.parametrize("kind", ["plain", "ties"])
+@pytest.mark.parametrize("smallest", [False, True])
+def test_ranking_and_counting_each_tensor_agree(kind: str, smallest: bool) -> None:
+    tensors, quotas = scored(kind, 2), [0, 40, 3, 500, 1]
+
+    def keys(number: int) -> torch.Tensor:
+        return selection._keys(tensors[number], smallest)
+
+    counted = selection.select_by_tensor(tensors.__getitem__, list(map(len, tensors)), quotas, smallest=smallest)
+    assert pairs(selection._each_ranked(keys, tensors.__getitem__, quotas, [1, 2, 3, 4])) == pairs(counted)
+    with pytest.raises(BudgetError, match=r"only .* can be"):
+        selection._each_ranked(keys, tensors.__getitem__, [0, 300], [1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("kind", ["plain", "ties"])
+def test_a_gpu_selects_what_a_cpu_does(kind: str, seed: int | None) -> None:
+    tensors = scored(kind, seed=1)
+    there = [tensor.cuda() for tensor in tensors]
+    assert pairs(pick(there, 500, seed=seed)) == pairs(pick(tensors, 500, seed=seed))
+    sizes, quotas = [len(tensor) for tensor in tensors], [0, 40, 3, 500, 1]
+    here, far = (selection.select_by_tensor(side.__getitem__, sizes, quotas, seed=seed) for side in (tensors, there))
+    assert pairs(far) == pairs(here)
 
 
 def test_ties_go_to_the_lowest_tensor_and_index() -> None:
