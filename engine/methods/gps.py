@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.methods._neurons import NeuronConfig, PerNeuron
 from engine.methods._scored import GradientScored, ScoringConfig
-from engine.methods.contract import LearningRate, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import LINEAR_ROLES, Architecture, Parameter
 
@@ -60,7 +60,7 @@ class GPS(PerNeuron, GradientScored):
         r"k": "weights per neuron",
         r"n": "scored examples",
     }
-    lr = LearningRate(4e-3, "FISH Mask's: this method was not tuned on MiniLM")
+    lr = LearningRate(3e-3, f"best of 3e-4, 1e-3, 3e-3, 1e-2 and 3e-2 by {TUNED_BY}, own settings")
     notes = (
         "A reconstruction for text of a method for images: the authors score one epoch with a supervised contrastive "
         "loss on two views of an image, here it is the task's own loss on some examples. As in their code signs are "

@@ -13,7 +13,7 @@ from pydantic import Field
 from engine.errors import Diverged
 from engine.methods._examples import from_state, kept_groups, to_state
 from engine.methods._peft import ADAPTER
-from engine.methods.contract import Batches, Context, LearningRate, Method, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, Batches, Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.lora import LoRA, LowRankConfig
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
@@ -134,7 +134,7 @@ class IST(LoRA):
         r"r_c, \bar r": "reward of that set, and the mean over the sets",
         r"\mu": "step size",
     }
-    lr = LearningRate(1e-3, "LoRA's: this method was not tuned on MiniLM")
+    lr = LearningRate(3e-3, f"best of 3e-4, 1e-3, 3e-3, 1e-2 and 3e-2 by {TUNED_BY}, own settings")
     notes = (
         "The authors' code. It keeps a score that is the negative of the importance here. Two things differ: a "
         "judgement is made after a step and not before the next, on examples kept from the start of the run; and the "

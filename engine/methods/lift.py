@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engine.errors import Diverged, RunFailed
 from engine.methods._matched import MatchesLora, rank_field
-from engine.methods.contract import Context, LearningRate, Method, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
 
@@ -89,7 +89,7 @@ class LIFT(MatchesLora):
         r"S": "the entries of the m by n matrix that train until the next look",
         r"R": "rank of the LoRA that has as many parameters",
     }
-    lr = LearningRate(4e-3, "FISH Mask's: this method was not tuned on MiniLM")
+    lr = LearningRate(3e-3, f"best of 3e-4, 1e-3, 3e-3, 1e-2 and 3e-2 by {TUNED_BY}, own settings")
     notes = (
         "As in the paper the largest entries of the reduced matrix; every script of the released code asks for a mask "
         "type for which that code takes the smallest, which is a setting here. As in that code entries that stay keep "

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from engine.methods._active import ActiveBlocks, BlockConfig, block, layers_field, outside, outside_field
-from engine.methods.contract import Context, LearningRate, Method, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
 
@@ -81,7 +81,7 @@ class LISA(ActiveBlocks):
         r"\gamma": "layers at a time",
         r"K": "steps between draws",
     }
-    lr = LearningRate(5e-5, "that of full fine-tuning: this method was not tuned on MiniLM")
+    lr = LearningRate(3e-4, f"best of 3e-5, 1e-4, 3e-4, 1e-3 and 3e-3 by {TUNED_BY}, own settings")
     notes = (
         "Layers are drawn uniformly without replacement, as in the authors' code, the first time before the first "
         "step. There the optimizer keeps the moments of frozen layers; the paper's runs reloaded the model at every "

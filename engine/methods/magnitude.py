@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.methods._static import StaticMask
-from engine.methods.contract import LearningRate, Paper
+from engine.methods.contract import TUNED_BY, LearningRate, Paper
 from engine.methods.observed import Boundary
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
@@ -53,7 +53,7 @@ class LargestMagnitude(StaticMask):
         r"\tau_k": "the k-th largest magnitude of all eligible weights",
         r"k": "number of selected weights",
     }
-    lr = LearningRate(4e-3, "FISH Mask's: this method was not tuned on MiniLM")
+    lr = LearningRate(1e-2, f"best of 1e-4 to 3e-2 in half decades by {TUNED_BY}, budget 26,112")
     notes = (
         "A score of the paper's comparison, there over the linear layers of a decoder. Here one ranking runs over all "
         "backbone tensors, as for the methods it is the control of; equal magnitudes go to the lowest tensor and index."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from engine.methods._tensors import WholeTensors
-from engine.methods.contract import Context, LearningRate, Method, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
@@ -80,7 +80,7 @@ class MeProp(WholeTensors):
         r"\mathrm{top}_k": "keeps the k largest by size and sets the others to 0",
         r"W, x": "weights and inputs of the layer",
     }
-    lr = LearningRate(5e-5, "that of full fine-tuning: this method was not tuned on MiniLM")
+    lr = LearningRate(1e-4, f"best of 3e-5, 1e-4, 3e-4, 1e-3 and 3e-3 by {TUNED_BY}, own settings")
     notes = (
         "Cut are the linear layers of the blocks; the authors' models were small and trained from scratch. In their "
         "code biases get the whole gradient, here the cut one, as if a bias were one more input. They name a number of "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from engine.methods._neurons import PerNeuron
-from engine.methods.contract import LearningRate, Paper
+from engine.methods.contract import TUNED_BY, LearningRate, Paper
 from engine.methods.registry import register
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class NeuroAda(PerNeuron):
         r"\Delta": "the change, zero at the start",
         r"k": "weights per neuron",
     }
-    lr = LearningRate(4e-3, "FISH Mask's: this method was not tuned on MiniLM")
+    lr = LearningRate(1e-2, f"best of 3e-4, 1e-3, 3e-3, 1e-2 and 3e-2 by {TUNED_BY}, own settings")
     notes = (
         "As the authors' code: linear layers of the blocks, largest magnitudes per row. Their change is a tensor of "
         "its own beside the weight, which has to be added in every forward pass and may be decayed to zero; here the "

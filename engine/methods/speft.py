@@ -8,7 +8,7 @@ from pydantic import Field
 
 from engine.methods._scored import GradientScored, ScoringConfig
 from engine.methods._selective import SelectiveConfig
-from engine.methods.contract import LearningRate, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, LearningRate, MethodConfig, Paper
 from engine.methods.observed import Boundary
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
@@ -79,7 +79,7 @@ class Speft(GradientScored):
         r"\theta_j": "pretrained value of weight j",
         r"n": "scored examples",
     }
-    lr = LearningRate(4e-3, "FISH Mask's: this method was not tuned on MiniLM")
+    lr = LearningRate(1e-2, f"best of 1e-4 to 3e-2 in half decades by {TUNED_BY}, gradient scores, budget 26,112")
     notes = (
         "Five of the paper's nine scores. Random and magnitude are methods of their own here; SynFlow and GraSP are "
         "left out, the first because its all-ones input has no meaning behind word embeddings, the second because it "

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from engine.errors import Diverged, RunFailed
 from engine.methods._selective import CountConfig
 from engine.methods._static import StaticMask
-from engine.methods.contract import Context, LearningRate, Method, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
@@ -131,7 +131,7 @@ class SpIEL(StaticMask):
         r"p_t": "part of them up for exchange after step t; all of them the first time",
         r"p_0, T": "the first share, and steps of the run",
     }
-    lr = LearningRate(4e-3, "FISH Mask's: this method was not tuned on MiniLM")
+    lr = LearningRate(3e-3, f"best of 3e-4, 1e-3, 3e-3, 1e-2 and 3e-2 by {TUNED_BY}, own settings")
     notes = (
         "The variant with accumulated gradients, after the authors' code: candidates are the largest gradients of the "
         "window's first batch, a weight that would both leave and come stays as it is, newcomers start with the mean "

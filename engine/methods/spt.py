@@ -11,7 +11,7 @@ from pydantic import Field
 from engine.methods._examples import together
 from engine.methods._scored import GradientScored, add_up
 from engine.methods._selective import Group, SelectiveConfig
-from engine.methods.contract import Batches, LearningRate, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, Batches, LearningRate, MethodConfig, Paper
 from engine.methods.observed import Boundary
 from engine.methods.registry import register
 from engine.models.architecture import Architecture
@@ -92,7 +92,7 @@ class SPT(GradientScored):
         r"B": "scored batches",
         r"\theta_j": "weight j",
     }
-    lr = LearningRate(4e-3, "FISH Mask's: this method was not tuned on MiniLM")
+    lr = LearningRate(1e-2, f"best of 3e-4, 1e-3, 3e-3, 1e-2 and 3e-2 by {TUNED_BY}, own settings")
     notes = (
         "A port from vision of the paper's unstructured form, which its authors use as a part of SPT-LoRA. As in their "
         "code the gradients are those of whole batches, squared and added; only matrices, norms and biases compete, "

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from engine.methods._active import ActiveBlocks, BlockConfig, block, layers_field, outside, outside_field
 from engine.methods._scored import ScoringConfig, add_up
-from engine.methods.contract import Batches, LearningRate, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, Batches, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Surgical(ActiveBlocks):
         r"n": "scored examples",
         r"\|\cdot\|_F": "root of the sum of squares",
     }
-    lr = LearningRate(2e-4, "that of the largest tried for full fine-tuning: this method was not tuned on MiniLM")
+    lr = LearningRate(1e-3, f"best of 3e-5, 1e-4, 3e-4, 1e-3 and 3e-3 by {TUNED_BY}, own settings")
     notes = (
         "The paper's intention. The released code scores the same first example in every round, takes the gradient of "
         "a logit where the paper has the log-likelihood, and passes no attention mask; here each example counts once "

@@ -9,7 +9,7 @@ from pydantic import Field
 from engine.errors import BudgetError
 from engine.methods._neurons import best_inputs, inputs_of, neurons_of
 from engine.methods._scored import GradientScored, ScoringConfig
-from engine.methods.contract import LearningRate, MethodConfig, Paper
+from engine.methods.contract import TUNED_BY, LearningRate, MethodConfig, Paper
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
 
@@ -69,7 +69,7 @@ class TrPts(GradientScored):
         r"\mathrm{rows}_\ell": "neurons of the matrix",
         r"m": "the largest for which all matrices together stay within the budget",
     }
-    lr = LearningRate(4e-3, "FISH Mask's: this method was not tuned on MiniLM")
+    lr = LearningRate(3e-3, f"best of 3e-4, 1e-3, 3e-3, 1e-2 and 3e-2 by {TUNED_BY}, own settings")
     notes = (
         "A reconstruction from the paper, which has no released code: labels of the data, single examples, linear "
         "layers of the blocks. The paper gives every layer at least one input per neuron; here a matrix may get none, "

@@ -68,7 +68,8 @@ def d3_tops(gradient: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[t
     if gradient.is_cuda:
         tops, squares = (torch.empty(blocks, device=gradient.device) for _ in range(2))
         grid, threads = ((blocks + 7) // 8, 1, 1), (256, 1, 1)
-        _tops_kernel()(grid, threads, (gradient, weight, tops, squares, eps, blocks))
+        with torch.cuda.device(gradient.device):
+            _tops_kernel(gradient.device, eps)(grid, threads, (gradient, weight, tops, squares, blocks))
         return tops, squares
     closed = gradient == CLOSED
     scores = torch.where(closed, EXCLUDED, d3(gradient, weight, 1, 1, eps))
@@ -76,21 +77,17 @@ def d3_tops(gradient: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[t
 
 
 _TOPS_KERNEL = """
-__device__ float score(float g, float w, float eps) {
-    return g == -3.40282347e38f ? -1.0f : fabsf(g) / (fabsf(w) + eps);
-}
+__device__ float score(float g, float w) { return g == -3.40282347e38f ? -1.0f : fabsf(g) / (fabsf(w) + EPS); }
 __device__ float square(float g) { return g == -3.40282347e38f ? 0.0f : g * g; }
 
 // A warp reads a block of 128 entries, each of its lanes four of them.
 extern "C" __global__ void d3_tops(
-    const float4* gradients, const float4* weights, float* tops, float* squares, float eps, int blocks
+    const float4* gradients, const float4* weights, float* tops, float* squares, int blocks
 ) {
     int block = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (block >= blocks) return;
     float4 g = gradients[(long long)block * 32 + lane], w = weights[(long long)block * 32 + lane];
-    float top = fmaxf(
-        fmaxf(score(g.x, w.x, eps), score(g.y, w.y, eps)), fmaxf(score(g.z, w.z, eps), score(g.w, w.w, eps))
-    );
+    float top = fmaxf(fmaxf(score(g.x, w.x), score(g.y, w.y)), fmaxf(score(g.z, w.z), score(g.w, w.w)));
     float sum = square(g.x) + square(g.y) + (square(g.z) + square(g.w));
     for (int other = 16; other; other /= 2) {
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, other));
@@ -102,8 +99,9 @@ extern "C" __global__ void d3_tops(
 
 
 @cache
-def _tops_kernel() -> Callable[..., None]:
-    return torch.cuda._compile_kernel(_TOPS_KERNEL, "d3_tops")
+def _tops_kernel(device: torch.device, eps: float) -> Callable[..., None]:
+    """Compiled for the current device, which is the given one."""
+    return torch.cuda._compile_kernel(f"#define EPS {float(eps)!r}f\n{_TOPS_KERNEL}", "d3_tops")
 
 
 def d3_bound(norm: torch.Tensor, power: float, exp: float, eps: float) -> torch.Tensor:

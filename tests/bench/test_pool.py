@@ -22,6 +22,16 @@ def test_every_job_is_dealt_out_once(tmp_path: Path) -> None:
     assert pool.shares("reference", [], 3, tmp_path) == []
 
 
+@pytest.mark.parametrize(("visible", "expected"), [("", ["0", "1", "0"]), ("2,5", ["2", "5", "2"]), ("3", ["3"] * 3)])
+def test_processes_keep_to_the_gpus_they_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, expected: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(pool, "cuda_devices", lambda: 1 if visible == "3" else 2)
+    parts = pool.shares("ours", [tmp_path / f"{number}.json" for number in range(3)], 3, tmp_path)
+    assert [part.environment()["CUDA_VISIBLE_DEVICES"] for part in parts] == expected
+
+
 def test_an_unknown_benchmark_is_named() -> None:
     with pytest.raises(UnknownName, match=r"accurcy.*accuracy"):
         main(["accurcy"])
