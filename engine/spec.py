@@ -182,6 +182,18 @@ def parse_spec(data: Any) -> RunSpec:
         return RunSpec.model_validate(data)
     except ValidationError as error:
         raise SpecError("The run spec is not valid: " + explain(error), "Correct these fields.") from None
+    except RecursionError:
+        raise SpecError("The run spec contains itself.", "Write out what its anchors stand for.") from None
+
+
+def with_recipe(spec: RunSpec, **changes: Any) -> RunSpec:
+    """The spec with other values of its `train`.
+
+    Raises:
+        SpecError: for a value that is not allowed.
+    """
+    data = spec.model_dump(mode="json", exclude_unset=True)
+    return parse_spec({**data, "train": {**data.get("train", {}), **changes}})
 
 
 def explain(error: ValidationError) -> str:
@@ -205,6 +217,6 @@ def read_spec(path: str | Path) -> RunSpec:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SpecError(f"Cannot read the spec file {path}: {error.strerror}.", "Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise SpecError(f"{path} is neither YAML nor JSON: {error}.", "Correct its syntax.") from None
     return parse_spec(data)

@@ -51,7 +51,7 @@ with left:
     st.subheader("Recent runs", anchor=False)
     rows = feed.listed()[:6]
     if not rows:
-        st.caption("None yet: the first example takes about a minute.")
+        st.caption("None yet: begin with the first example.")
     elif chosen := runs_table(rows, key="recent-runs", columns=BRIEF):
         shell.go("run", run=chosen[0])
 with right:

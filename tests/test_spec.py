@@ -72,6 +72,8 @@ def test_a_spec_is_a_mapping(data: Any) -> None:
         ("", "must be a mapping"),
         ("method: !!python/object/apply:os.getcwd []", "neither YAML nor JSON"),
         (b"method: \xff\xfe", "neither YAML nor JSON"),
+        ("model: 2020-13-45", "neither YAML nor JSON"),
+        ("method: &a {name: lora, on: *a}", "contains itself"),
     ],
 )
 def test_a_malformed_file_says_so(tmp_path: Path, text: str | bytes, message: str) -> None:

@@ -16,7 +16,7 @@ from engine.errors import BudgetError, SpecError
 from engine.methods.registry import config_of, method_named
 from engine.models.architecture import Architecture
 from engine.plan import Plan, Setting, make_plan, read_setting
-from engine.spec import Budget, MethodChoice, RunSpec, read_spec
+from engine.spec import Budget, MethodChoice, RunSpec, read_spec, with_recipe
 from engine.tasks.dataset import Dataset
 from engine.tasks.order import batch_order
 
@@ -71,16 +71,14 @@ def write_report(folder: Path, name: str, report: dict[str, Any]) -> None:
 def recipe_of(given: argparse.Namespace, threads: int) -> RunSpec:
     """The common recipe of a benchmark from its options: a spec whose method is a placeholder."""
     base = RunSpec(method=MethodChoice(name=given.methods[0])) if given.spec is None else read_spec(given.spec)
-    train = base.train.model_copy(
-        update={
-            "steps": given.steps,
-            "batch_size": given.batch_size,
-            "device": given.device,
-            "precision": given.precision,
-            "threads": threads,
-        }
+    return with_recipe(
+        base,
+        steps=given.steps,
+        batch_size=given.batch_size,
+        device=given.device,
+        precision=given.precision,
+        threads=threads,
     )
-    return base.model_copy(update={"train": train})
 
 
 def plan_of(base: RunSpec, method: str | MethodChoice, seed: int, budget: int | None, lr: float | None = None) -> Plan:

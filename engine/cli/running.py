@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from engine import settings
 from engine.cli.listing import emit, spec_of, table
 from engine.errors import SpecError
-from engine.spec import RunSpec
+from engine.spec import RunSpec, with_recipe
 from engine.store.rights import MACHINE
 from engine.store.run_row import STATES, RunRow
 from engine.store.runs import Runs
@@ -73,13 +73,13 @@ def submit(arguments: argparse.Namespace) -> int:
     from engine.plan import make_plan
 
     asked = spec_of(arguments)
+    with_recipe(asked, seed=asked.train.seed + arguments.seeds - 1)  # refused before anything is queued
     rows = []
     for number in range(arguments.seeds):
-        train = asked.train.model_copy(update={"seed": asked.train.seed + number})
-        plan = make_plan(asked.model_copy(update={"train": train}))
+        plan = make_plan(with_recipe(asked, seed=asked.train.seed + number))
         same = None if arguments.again else _identical(plan)
         run_id = same.id if same else client.submit(settings.home(), plan.spec, plan.to_json(), owner=MACHINE)
-        rows.append({"run": run_id, "seed": train.seed, "state": "finished before" if same else "queued"})
+        rows.append({"run": run_id, "seed": plan.spec.train.seed, "state": "finished before" if same else "queued"})
     return emit(arguments, rows, table(rows))
 
 
@@ -202,7 +202,10 @@ def overlap(arguments: argparse.Namespace) -> int:
         }
         for pair in found
     ]
-    text = "\n".join([table(rows), "", *(pair.sentence for pair in found)])
+    sentences = [pair.sentence for pair in found]
+    if missing := len(masks) * (len(masks) - 1) // 2 - len(found):
+        sentences.append(f"{missing} pairs have no tensors in common, and are left out.")
+    text = "\n".join([table(rows), "", *sentences])
     return emit(arguments, [vars(pair) for pair in found], text)
 
 

@@ -100,7 +100,8 @@ class Context:
 
 
 TUNED_BY = (
-    "mean validation accuracy of at least two seeds on Rotten Tomatoes with MiniLM (700 steps, batch 32, H200, TF32)"
+    "mean validation accuracy of at least two seeds on Rotten Tomatoes with MiniLM (700 steps, batch 32, H100 or H200, "
+    "TF32)"
 )
 """How the default learning rates were found: `python -m engine bench tune`."""
 _ON_NANO = (

@@ -181,6 +181,7 @@ class FlatSparseAdamW(SparseAdamW):
     def _blank(self) -> None:
         super()._blank()
         self._where["address"].fill_(self.flat.unused)
+        self._listed = None
 
     def _locate(self, slots: slice | torch.Tensor, tensor: torch.Tensor, index: torch.Tensor) -> None:
         self._where["address"][slots] = self.flat.starts.index_select(0, tensor) + index

@@ -285,7 +285,7 @@ class SparseAdamW:
         self._locate(slice(0, count), *(state[key].to(self._steps.device) for key in ("tensor", "index")))
         for columns in (self._where, self._values):
             for key, column in columns.items():
-                if key in state and key not in self._places:
+                if key != "gradient" and key not in self._places:
                     column[:count] = state[key]
         self._list_all()
         self._write_back()

@@ -54,7 +54,7 @@ def _d3_in_one_pass() -> Callable[..., torch.Tensor]:
 def d3_tops(gradient: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Of each `BLOCK` of entries the highest `d3` with both powers 1, and the sum of squares of the gradients.
 
-    On a GPU both come from one reading of the two, and no score is written.
+    On a GPU whose CUDA toolkit torch finds, both come from one reading of the two, and no score is written.
 
     Args:
         gradient: fp32 (n,), n a multiple of `BLOCK`; entries that are `CLOSED` do not count.
@@ -65,11 +65,11 @@ def d3_tops(gradient: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[t
         Two columns, fp32 (n / `BLOCK`,). Without an entry that counts, a block's top is `EXCLUDED`.
     """
     blocks = len(gradient) // BLOCK
-    if gradient.is_cuda:
+    kernel = _tops_kernel(gradient.device, eps) if gradient.is_cuda else None
+    if kernel is not None:
         tops, squares = (torch.empty(blocks, device=gradient.device) for _ in range(2))
-        grid, threads = ((blocks + 7) // 8, 1, 1), (256, 1, 1)
         with torch.cuda.device(gradient.device):
-            _tops_kernel(gradient.device, eps)(grid, threads, (gradient, weight, tops, squares, blocks))
+            kernel(((blocks + 7) // 8, 1, 1), (256, 1, 1), (gradient, weight, tops, squares, blocks))
         return tops, squares
     closed = gradient == CLOSED
     scores = torch.where(closed, EXCLUDED, d3(gradient, weight, 1, 1, eps))
@@ -99,9 +99,13 @@ extern "C" __global__ void d3_tops(
 
 
 @cache
-def _tops_kernel(device: torch.device, eps: float) -> Callable[..., None]:
-    """Compiled for the current device, which is the given one."""
-    return torch.cuda._compile_kernel(f"#define EPS {float(eps)!r}f\n{_TOPS_KERNEL}", "d3_tops")
+def _tops_kernel(device: torch.device, eps: float) -> Callable[..., None] | None:
+    """Compiled for a device; None where torch finds no CUDA toolkit, or offers no compiler."""
+    try:
+        with torch.cuda.device(device):
+            return torch.cuda._compile_kernel(f"#define EPS {float(eps)!r}f\n{_TOPS_KERNEL}", "d3_tops")
+    except (AttributeError, ImportError, OSError, RuntimeError):
+        return None
 
 
 def d3_bound(norm: torch.Tensor, power: float, exp: float, eps: float) -> torch.Tensor:

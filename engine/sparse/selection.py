@@ -2,8 +2,9 @@
 
 A non-negative fp32 number read as an integer keeps its order. On a CPU three rounds of counting (11, 10 and
 10 bits) find the k-th score exactly. A GPU, which waits at each question, ranks a few large parts instead, and
-is asked three times in all. A last round collects the winners. Memory beyond one tensor's scores: a byte for
-each entry, and on a GPU a part as large as the largest tensor, and k keys of each part.
+is asked four times in all. A last round collects the winners. Memory beyond one tensor's scores: a byte for
+each entry and the places of those that tie, and on a GPU a part as large as the largest tensor, and k keys of
+each part.
 """
 
 from __future__ import annotations
@@ -258,9 +259,9 @@ def _collect(keys: Keys, sizes: Sequence[int], threshold: int, ties: int) -> Pic
         own = keys(number)
         standing.append((own > threshold).byte() + (own >= threshold))
     every = torch.cat(standing)
-    place = every.nonzero().flatten()
-    tied = every.index_select(0, place) == 1
-    place = place[~tied | (tied.cumsum(0) <= ties)]
+    place = (every == 2).nonzero().flatten()
+    if ties:
+        place = torch.cat([place, (every == 1).nonzero().flatten()[:ties]]).sort().values
     starts = torch.tensor(list(accumulate(sizes, initial=0)), device=place.device)
     tensor = torch.searchsorted(starts, place, right=True) - 1
     return Picks(tensor, place - starts[tensor])

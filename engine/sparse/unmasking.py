@@ -100,8 +100,8 @@ class Unmasking:
     def _of_blocks(self, part: Part, gradient: torch.Tensor, weight: torch.Tensor, places: torch.Tensor) -> Candidates:
         """The entries of some blocks; a gradient that is `CLOSED` marks one that is not free."""
         own = gradient.index_select(0, places)
-        scores = self._score(own, weight.index_select(0, places))
-        return Candidates(torch.where(own == CLOSED, EXCLUDED, scores), own, places + part.begin)
+        closed, scores = own == CLOSED, self._score(own, weight.index_select(0, places))
+        return Candidates(scores.masked_fill(closed, EXCLUDED), own.masked_fill(closed, 0.0), places + part.begin)
 
     def _best(
         self, part: Part, gradient: torch.Tensor, weight: torch.Tensor, selected: torch.Tensor, most: int

@@ -77,25 +77,26 @@ class Overlap:
             return f"{self.first} and {self.second} share {share}, {times}."
         if self.common < self.expected - 3 * self.spread:
             return f"{self.first} and {self.second} share {share}, fewer than by lot ({self.expected:,.0f})."
-        return f"{self.first} and {self.second} share {share}, as many as by lot ({self.expected:,.0f})."
+        return f"{self.first} and {self.second} share {share}, about as many as by lot ({self.expected:,.0f})."
 
 
 def overlaps(masks: Sequence[Mask]) -> list[Overlap]:
-    """All pairs of masks, in order.
+    """All pairs of masks that compare, in order.
 
     By lot means: each mask is drawn without replacement from all eligible entries of the tensors that
     either may select from, which gives a hypergeometric number of common ones.
 
     Raises:
-        SpecError: for masks of different models, or of tensors that are not the same.
+        SpecError: when all are masks of different models, or of tensors that are not the same.
     """
-    for first, second in combinations(masks, 2):
-        if not first.compares_with(second):
-            raise SpecError(
-                f"{first.label} and {second.label} chose from different tensors: their masks do not compare.",
-                "Choose runs of one model, on the same method if on any.",
-            )
-    return [_overlap(first, second) for first, second in combinations(masks, 2)]
+    found = [_overlap(first, second) for first, second in combinations(masks, 2) if first.compares_with(second)]
+    if not found:
+        labels = ", ".join(mask.label for mask in masks)
+        raise SpecError(
+            f"{labels} chose from different tensors: their masks do not compare.",
+            "Choose runs of one model, on the same method if on any.",
+        )
+    return found
 
 
 def _overlap(first: Mask, second: Mask) -> Overlap:

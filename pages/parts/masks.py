@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
@@ -29,10 +30,10 @@ WAIT_SECONDS = 300.0
 def overlap_section(rows: Sequence[RunRow]) -> None:
     """Which weights runs have in common, where two or more of them selected single weights of one model."""
     found = [mask for row in rows if (mask := _mask(row)) is not None]
-    found = [mask for mask in found if mask.compares_with(found[0])]
-    if len(found) < 2:
+    shown = found[:MOST]
+    if not any(first.compares_with(second) for first, second in combinations(shown, 2)):
         return
-    pairs = overlaps(found[:MOST])
+    pairs = overlaps(shown)
     st.subheader("Did they choose the same weights?", anchor=False)
     st.caption(
         "Entries that two runs both train, beside the number that two masks of these sizes drawn by lot would have in "
@@ -40,7 +41,7 @@ def overlap_section(rows: Sequence[RunRow]) -> None:
         "the number within tensors, that they agree on more than which tensors matter."
     )
     st.dataframe(
-        _table(pairs), hide_index=True, alt=f"Overlap of {len(found[:MOST])} masks, pair by pair",
+        _table(pairs), hide_index=True, alt=f"Overlap of {len(shown)} masks, pair by pair",
         column_config={
             "Common": st.column_config.NumberColumn(format="localized"),
             "By lot": st.column_config.NumberColumn(format="%.1f", help="Expected of masks drawn by lot"),
@@ -54,6 +55,8 @@ def overlap_section(rows: Sequence[RunRow]) -> None:
             "Jaccard": st.column_config.NumberColumn(format="%.4f", help="Common over all that are in either"),
         },
     )  # fmt: skip
+    if missing := len(shown) * (len(shown) - 1) // 2 - len(pairs):
+        st.caption(f"{missing} pairs have no tensors in common, and are left out.")
     if len(found) > MOST:
         st.caption(f"The first {MOST} of {len(found)} masks.")
 

@@ -167,6 +167,21 @@ def test_wrong_usage_is_told_apart(words: list[str], said: str) -> None:
     assert said in call(*words).err
 
 
+def test_seeds_beyond_the_last_are_refused_before_anything_is_queued(stock: Stock) -> None:
+    before = call("runs", "--json").json
+    said = call("submit", stock.spec, "--set", "train.seed=2147483647", "--seeds", "2")
+    assert said.status == 1
+    assert "train.seed" in said.err
+    assert call("runs", "--json").json == before
+
+
+@pytest.mark.parametrize("value", ["2020-13-45", "9" * 5000])
+def test_a_value_that_yaml_cannot_make_is_refused(stock: Stock, value: str) -> None:
+    said = call("plan", stock.spec, "--set", f"train.steps={value}")
+    assert said.status == 1
+    assert "is not YAML" in said.err
+
+
 def test_a_run_that_diverges_says_so_in_its_json(stock: Stock) -> None:
     said = call("run", stock.spec, "--set", "train.lr=1e30", "--set", "method=full")
     assert said.status == 1

@@ -124,6 +124,7 @@ class Pack:
         self._host = np.zeros((len(members), most, 3), np.float32)
         self._fresh = True
         self._answers: dict[Any, np.ndarray] = {}
+        self._tables: dict[int, tuple[Encoded, Tables]] = {}
         self._replays = Replays(train.device)
         self.seconds = 0.0
         for run, member in enumerate(members):
@@ -177,10 +178,16 @@ class Pack:
             self._answers[key] = self._predict(encoded, chosen, progress)
         return self._answers[key][self._members.index(member)]
 
+    def _tables_of(self, encoded: Encoded) -> Tables:
+        """A split on the device, where it stays: every point of the curves asks for the same one."""
+        if id(encoded) not in self._tables:
+            self._tables[id(encoded)] = encoded, Tables(encoded, self._device)
+        return self._tables[id(encoded)][1]
+
     @torch.no_grad()
     def _predict(self, encoded: Encoded, chosen: np.ndarray, progress: Progress | None) -> Logits:
         """Logits of all members, (members, examples, classes)."""
-        runs, tables = len(self._members), Tables(encoded, self._device)
+        runs, tables = len(self._members), self._tables_of(encoded)
         by_length = np.argsort(encoded.lengths[chosen], kind="stable")
         each, parts = max(1, (FEW if self._device == "cpu" else ANSWERED) // runs), []
         for start in range(0, len(chosen), each):
