@@ -204,7 +204,7 @@ def overlap(arguments: argparse.Namespace) -> int:
     ]
     sentences = [pair.sentence for pair in found]
     if missing := len(masks) * (len(masks) - 1) // 2 - len(found):
-        sentences.append(f"{missing} pairs have no tensors in common, and are left out.")
+        sentences.append(f"Left out, as they have no tensor in common: {missing} of the pairs.")
     text = "\n".join([table(rows), "", *sentences])
     return emit(arguments, [vars(pair) for pair in found], text)
 

@@ -124,7 +124,7 @@ class Adapter(Method):
     }
     lr = LearningRate(
         3e-4,
-        f"with 1e-3 best of 1e-4 to 3e-2 in half decades by {TUNED_BY}, own settings",
+        f"best of 1e-4 to 3e-2 in half decades, in a tie with 1e-3, by {TUNED_BY}, own settings",
         {"nano-bert": LearningRate(1e-2, f"{TUNED_ON_NANO_CPU}, budget 5,888")},
     )
     notes = (

@@ -113,7 +113,7 @@ class LoFiT(ActiveTensors):
     }
     lr = LearningRate(
         3e-2,
-        f"of 3e-4 to 1e-1 in half decades as good as 1e-1, and better than all others, by {TUNED_BY}, own settings",
+        f"best of 3e-4 to 1e-1 in half decades, but for one example less than 1e-1, by {TUNED_BY}, own settings",
     )
     notes = (
         "Both phases and the start are those of the authors' code. There each phase has a schedule of its own, and a "

@@ -56,7 +56,7 @@ def overlap_section(rows: Sequence[RunRow]) -> None:
         },
     )  # fmt: skip
     if missing := len(shown) * (len(shown) - 1) // 2 - len(pairs):
-        st.caption(f"{missing} pairs have no tensors in common, and are left out.")
+        st.caption(f"Left out, as they have no tensor in common: {missing} of the pairs.")
     if len(found) > MOST:
         st.caption(f"The first {MOST} of {len(found)} masks.")
 

@@ -51,7 +51,7 @@ def card(method: type[Method]) -> None:
             st.markdown(f"${symbol}$ — {meaning}")
         paper = method.paper
         st.markdown(f"[{paper.title}]({paper.url})")
-        st.caption(f"{paper.authors}. {paper.venue}.")
+        st.caption(f"{paper.authors.removesuffix('.')}. {paper.venue}.")
         for model, rate in {MINILM: method.lr, **method.lr.own}.items():
             st.metric(f"Default learning rate on {model}", f"{rate.value:g}", help=f"The {rate.tuned}.")
         st.caption("Exports: " + ", ".join(method.export_formats))
