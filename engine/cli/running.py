@@ -175,7 +175,7 @@ def export(arguments: argparse.Namespace) -> int:
 def overlap(arguments: argparse.Namespace) -> int:
     """Say how far the masks of finished runs agree."""
     from engine.probes.recorded import mask_of
-    from engine.stats.overlap import overlaps
+    from engine.stats.overlap import left_out, overlaps
     from engine.store.run_reader import RunReader
 
     store = Runs(settings.home())
@@ -202,10 +202,7 @@ def overlap(arguments: argparse.Namespace) -> int:
         }
         for pair in found
     ]
-    sentences = [pair.sentence for pair in found]
-    if missing := len(masks) * (len(masks) - 1) // 2 - len(found):
-        sentences.append(f"Left out, as they have no tensor in common: {missing} of the pairs.")
-    text = "\n".join([table(rows), "", *sentences])
+    text = "\n".join([table(rows), "", *(pair.sentence for pair in found), *filter(None, [left_out(masks, found)])])
     return emit(arguments, [vars(pair) for pair in found], text)
 
 

@@ -37,7 +37,7 @@ class Picks:
 
     def masks(self, sizes: Sequence[int]) -> tuple[torch.Tensor, ...]:
         """Which entries of each tensor are selected, flat bool; `sizes` are the scalars of all tensors."""
-        starts = torch.tensor(list(accumulate(sizes, initial=0)), device=self.index.device)
+        starts = _starts(sizes, self.index.device)
         every = torch.zeros(sum(sizes), dtype=torch.bool, device=self.index.device)
         return every.index_fill_(0, starts[self.tensor] + self.index, True).split(list(sizes))
 
@@ -115,7 +115,7 @@ def select_by_tensor(
     for number in own:
         own_seed = None if seed is None else (seed * 1_000_003 + number) & _MOST_BITS
         found = select(
-            partial(_of_tensor, scores, number), [sizes[number]], quotas[number], smallest=smallest, seed=own_seed
+            partial(_given, scores(number)), [sizes[number]], quotas[number], smallest=smallest, seed=own_seed
         )
         picked.append(Picks(torch.full_like(found.index, number), found.index))
     return _joined(picked)
@@ -143,8 +143,14 @@ def _joined(picked: Sequence[Picks]) -> Picks:
     return Picks(torch.cat([picks.tensor for picks in picked]), torch.cat([picks.index for picks in picked]))
 
 
-def _of_tensor(scores: Callable[[int], torch.Tensor], number: int, _: int) -> torch.Tensor:
-    return scores(number)
+def _given(scores: torch.Tensor, _: int) -> torch.Tensor:
+    """Scores of the only tensor, which are asked for several times."""
+    return scores
+
+
+def _starts(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Where each tensor begins with all of them end to end, and where the last one ends; int64 (n + 1,)."""
+    return torch.tensor(list(accumulate(sizes, initial=0)), device=device)
 
 
 def best_of_each_row(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -262,7 +268,7 @@ def _collect(keys: Keys, sizes: Sequence[int], threshold: int, ties: int) -> Pic
     place = (every == 2).nonzero().flatten()
     if ties:
         place = torch.cat([place, (every == 1).nonzero().flatten()[:ties]]).sort().values
-    starts = torch.tensor(list(accumulate(sizes, initial=0)), device=place.device)
+    starts = _starts(sizes, place.device)
     tensor = torch.searchsorted(starts, place, right=True) - 1
     return Picks(tensor, place - starts[tensor])
 

@@ -69,7 +69,7 @@ class Unmasking:
         if self._found:
             parts = [self._found[begin] for begin in sorted(self._found)]
             score, gradient, address = (torch.cat(column) for column in zip(*parts, strict=True))
-            best = _highest(score, most)
+            best = _places_of_highest(score, most)
             step = self._sparse.clock().clamp(max=len(self._quotas) - 1)
             quota = self._quotas.index_select(0, step)[0]
             self._sparse.unmask(address.index_select(0, best), gradient.index_select(0, best), quota)
@@ -112,16 +112,16 @@ class Unmasking:
         if most * BLOCK < part.size:
             places = _entries_of_best(scores.view(-1, BLOCK).amax(1), most)
         else:
-            places = _highest(scores, most).sort().values
+            places = _places_of_highest(scores, most).sort().values
         return Candidates(scores.index_select(0, places), gradient.index_select(0, places), places + part.begin)
 
 
-def _highest(values: torch.Tensor, count: int) -> torch.Tensor:
+def _places_of_highest(values: torch.Tensor, count: int) -> torch.Tensor:
     """Places of the highest values, the highest first and ties to the first; int64 (count,), or fewer if there are."""
     return values.sort(stable=True, descending=True).indices[:count]
 
 
 def _entries_of_best(tops: torch.Tensor, most: int) -> torch.Tensor:
     """Places of all entries of the `most` blocks with the highest tops, ascending; int64 (most * BLOCK,)."""
-    blocks = _highest(tops, most).sort().values
+    blocks = _places_of_highest(tops, most).sort().values
     return (blocks[:, None] * BLOCK + torch.arange(BLOCK, device=tops.device)).flatten()

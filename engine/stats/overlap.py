@@ -99,6 +99,12 @@ def overlaps(masks: Sequence[Mask]) -> list[Overlap]:
     return found
 
 
+def left_out(masks: Sequence[Mask], pairs: Sequence[Overlap]) -> str | None:
+    """How many pairs do not compare, in words; None when all do."""
+    missing = len(masks) * (len(masks) - 1) // 2 - len(pairs)
+    return f"Left out, as their masks are of different tensors or models: {missing} of the pairs." if missing else None
+
+
 def _overlap(first: Mask, second: Mask) -> Overlap:
     shared = first.entries.keys() & second.entries.keys()
     common = sum(len(np.intersect1d(first.entries[name], second.entries[name], assume_unique=True)) for name in shared)

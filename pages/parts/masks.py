@@ -13,7 +13,7 @@ from engine import settings
 from engine.jobs import client
 from engine.methods.registry import methods
 from engine.probes.recorded import mask_of
-from engine.stats.overlap import Mask, Overlap, overlaps
+from engine.stats.overlap import Mask, Overlap, left_out, overlaps
 from engine.store.run_row import RunRow
 from pages.parts import feed
 from pages.parts.figures.ages import ages_chart
@@ -55,8 +55,8 @@ def overlap_section(rows: Sequence[RunRow]) -> None:
             "Jaccard": st.column_config.NumberColumn(format="%.4f", help="Common over all that are in either"),
         },
     )  # fmt: skip
-    if missing := len(shown) * (len(shown) - 1) // 2 - len(pairs):
-        st.caption(f"Left out, as they have no tensor in common: {missing} of the pairs.")
+    if missing := left_out(shown, pairs):
+        st.caption(missing)
     if len(found) > MOST:
         st.caption(f"The first {MOST} of {len(found)} masks.")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.errors import SpecError
-from engine.stats.overlap import Mask, overlaps
+from engine.stats.overlap import Mask, left_out, overlaps
 
 SIZES = {"a": 1000, "b": 3000}
 
@@ -63,7 +63,13 @@ def test_pairs_that_do_not_compare_are_left_out() -> None:
     shapes = {"a": (10, 100), "b": (10, 100)}
     both = mask("both", {"a": [1, 2], "b": [3]}, shapes=shapes)
     one, other = (mask(name, {name: [1, 3]}, shapes={name: (10, 100)}) for name in ("a", "b"))
-    assert [(pair.first, pair.second) for pair in overlaps([both, one, other])] == [("both", "a"), ("both", "b")]
+    pairs = overlaps([both, one, other])
+    assert [(pair.first, pair.second) for pair in pairs] == [("both", "a"), ("both", "b")]
+    assert (
+        left_out([both, one, other], pairs)
+        == "Left out, as their masks are of different tensors or models: 1 of the pairs."
+    )
+    assert left_out([both, one], pairs[:1]) is None
 
 
 def test_within_tensors_only_what_goes_beyond_their_choice_is_left() -> None:
