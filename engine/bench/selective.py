@@ -14,7 +14,7 @@ import importlib
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from engine.bench import peaks
 from engine.bench.jobs import add_common, plan_if_possible, plan_of, recipe_of, write_report
 from engine.devices import cpu_threads
 from engine.errors import SpecError
@@ -39,6 +40,8 @@ from engine.training.recipe import prepare_torch
 METHODS = ("pafi", "fish", "id3", "random_mask", "shira", "speft")
 SCORED = 32
 """Examples that score before the first step: enough for a mask, whatever it is worth."""
+PEAK_STEPS = 12
+"""Eager steps whose memory is looked at: what they hold depends on shapes, which repeat."""
 
 
 class Side(Protocol):
@@ -121,6 +124,8 @@ def main(argv: Sequence[str]) -> int:
         found = _timed(given, share)
         report["shares"][share] = found
         print("\n".join(_lines(share, found)))
+        if found["peaks"]:
+            print("\n".join(_peak_lines(found["peaks"])))
     if given.toolkit:
         report["masks"] = same_masks(given)
         print(
@@ -172,7 +177,32 @@ def _timed(given: argparse.Namespace, share: float) -> dict[str, Any]:
             if turn:
                 times[name].append(1000 * (time.perf_counter() - started) / given.block)
     kept = {name: side.kept() for name, side in sides.items()}
-    return {"budget": budget, "milliseconds": times, "kept": kept, "threads": full.spec.train.threads}
+    held = (
+        {}
+        if full.spec.train.device == "cpu"
+        else _peaks(given, ["full", *(name for name in sides if name in given.methods)], budget)
+    )
+    return {
+        "budget": budget,
+        "milliseconds": times,
+        "kept": kept,
+        "threads": full.spec.train.threads,
+        "peaks": held,
+    }
+
+
+def _peaks(given: argparse.Namespace, methods: Sequence[str], budget: int) -> dict[str, dict[str, float]]:
+    """What eager steps of each method hold, by the CUDA allocator, and what they may hold."""
+    base = _base(given)
+    base = base.model_copy(update={"train": base.train.model_copy(update={"execution": "padded", "steps": PEAK_STEPS})})
+    found: dict[str, dict[str, float]] = {}
+    for method in methods:
+        built, encoded, order = _scored(plan_of(base, method, 0, None if method == "full" else budget), Caches())
+        held = peaks.measure(built, encoded, order)
+        sizes = [row.size for row in built.setting.architecture.backbone]
+        limit = 1.0 if method == "full" else peaks.bound(sizes, budget)
+        found[method] = {**asdict(held), "rest": held.rest, "limit": limit, "largest": 4 * max(sizes)}
+    return found
 
 
 def _plan(given: argparse.Namespace, method: str, budget: int | None) -> Plan:
@@ -190,10 +220,7 @@ def _even(given: argparse.Namespace, budget: int) -> int:
 
 def _ours(plan: Plan, caches: Caches) -> Ours:
     """A side of ours, scored if its method scores first."""
-    built, encoded, order = _built(plan, caches)
-    if built.method.scores_first:
-        singles = (to_device(encoded.batch(np.array([i])), plan.spec.train.device) for i in range(SCORED))
-        built.method.score_pass(built.model, singles, lambda done, total: None)
+    built, encoded, order = _scored(plan, caches)
     steps = steps_of(built, encoded, order)
     side = Ours(built, steps)
     _watch(side)
@@ -220,6 +247,15 @@ def _toolkit(given: argparse.Namespace, budget: int, caches: Caches) -> Toolkit:
     built, encoded, order = _built(plan, caches)
     built.spec = built.spec.model_copy(update={"train": rate.train})
     return Toolkit(built, encoded, order, config_of(rate.method))
+
+
+def _scored(plan: Plan, caches: Caches) -> tuple[Built, Encoded, np.ndarray]:
+    """A run's objects, its mask chosen where its method scores first."""
+    built, encoded, order = _built(plan, caches)
+    if built.method.scores_first:
+        singles = (to_device(encoded.batch(np.array([i])), plan.spec.train.device) for i in range(SCORED))
+        built.method.score_pass(built.model, singles, lambda done, total: None)
+    return built, encoded, order
 
 
 def _built(plan: Plan, caches: Caches) -> tuple[Built, Encoded, np.ndarray]:
@@ -262,4 +298,17 @@ def _lines(share: float, found: dict[str, Any]) -> list[str]:
             f"{name:14}{median(times):>11.1f}{median(ratios):>20.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
             f"{kept / 2**20:>12.1f} MiB ({kept / base:.3f})"
         )
+    return lines
+
+
+def _peak_lines(found: dict[str, dict[str, float]]) -> list[str]:
+    """Memory by the CUDA allocator, and gradients with state as a share of full fine-tuning's."""
+    base = found["full"]["state"] + found["full"]["gradients"]
+    parts = ("weights", "state", "gradients", "temporaries", "rest", "whole")
+    lines = ["CUDA allocator, eager steps, MiB; largest tensor {:.1f}".format(found["full"]["largest"] / 2**20)]
+    lines.append(f"{'':14}" + "".join(f"{part:>13}" for part in parts) + "   state + gradients (at most)")
+    for method, held in found.items():
+        share = (held["state"] + held["gradients"]) / base
+        numbers = "".join(f"{held[part] / 2**20:>13.1f}" for part in parts)
+        lines.append(f"{method:14}{numbers}   {share:.3f} ({held['limit']:.3f})")
     return lines
