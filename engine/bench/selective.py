@@ -40,8 +40,9 @@ from engine.training.recipe import prepare_torch
 METHODS = ("pafi", "fish", "id3", "random_mask", "shira", "speft")
 SCORED = 32
 """Examples that score before the first step: enough for a mask, whatever it is worth."""
-PEAK_STEPS = 12
-"""Eager steps whose memory is looked at: what they hold depends on shapes, which repeat."""
+PEAK_RUN, PEAK_STEPS = 700, 12
+"""Steps of the runs whose memory is looked at, and how many of them are taken: shapes repeat. A mask that grows takes
+in as many weights a step as the run's length says."""
 
 
 class Side(Protocol):
@@ -194,11 +195,11 @@ def _timed(given: argparse.Namespace, share: float) -> dict[str, Any]:
 def _peaks(given: argparse.Namespace, methods: Sequence[str], budget: int) -> dict[str, dict[str, float]]:
     """What eager steps of each method hold, by the CUDA allocator, and what they may hold."""
     base = _base(given)
-    base = base.model_copy(update={"train": base.train.model_copy(update={"execution": "padded", "steps": PEAK_STEPS})})
+    base = base.model_copy(update={"train": base.train.model_copy(update={"execution": "padded", "steps": PEAK_RUN})})
     found: dict[str, dict[str, float]] = {}
     for method in methods:
         built, encoded, order = _scored(plan_of(base, method, 0, None if method == "full" else budget), Caches())
-        held = peaks.measure(built, encoded, order)
+        held = peaks.measure(built, encoded, order[:PEAK_STEPS])
         sizes = [row.size for row in built.setting.architecture.backbone]
         limit = 1.0 if method == "full" else peaks.bound(sizes, budget)
         found[method] = {**asdict(held), "rest": held.rest, "limit": limit, "largest": 4 * max(sizes)}

@@ -46,7 +46,7 @@ class Part:
     def local(self, address: torch.Tensor) -> torch.Tensor:
         """Addresses counted from the part's first; those of other parts become its last, unused one."""
         place = address - self.begin
-        return torch.where((place >= 0) & (place < self.size), place, self.size - 1)
+        return place.masked_fill_((place < 0) | (place >= self.size), self.size - 1)
 
 
 class FlatTensors:
@@ -209,8 +209,8 @@ class FlatSparseAdamW(SparseAdamW):
             entries = self.entries()
             order = entries["tensor"].argsort(stable=True)
             counts = torch.bincount(entries["tensor"], minlength=len(self.flat.parameters)).tolist()
-            self._listed = count, list(entries["index"].long()[order].split(counts))
-        found = self._listed[1][number]
+            self._listed = count, list(entries["index"][order].split(counts))
+        found = self._listed[1][number].long()
         return found if len(found) else None
 
     def take(self, number: int, gradient: torch.Tensor) -> None:

@@ -28,6 +28,11 @@ class Candidates(NamedTuple):
     gradient: torch.Tensor
     address: torch.Tensor
 
+    def best(self, most: int) -> Candidates:
+        """The `most` highest, ties to the first: what waits for the other parts takes little room."""
+        places = _places_of_highest(self.score, most).sort().values
+        return Candidates(*(column.index_select(0, places) for column in self))
+
 
 class Unmasking:
     """Unmasks the highest scores of each step.
@@ -84,7 +89,8 @@ class Unmasking:
                 self._close(part, selected, gradient, CLOSED)
                 highest, squares = self._tops(gradient, weight)
                 self._squares.append(squares.sum())
-                self._found[part.begin] = self._of_blocks(part, gradient, weight, _entries_of_best(highest, most))
+                blocks = self._of_blocks(part, gradient, weight, _entries_of_best(highest, most))
+                self._found[part.begin] = blocks.best(most)
             else:
                 self._close(part, selected, gradient, 0.0)
                 self._squares.append(torch.linalg.vector_norm(gradient).square())
@@ -106,14 +112,14 @@ class Unmasking:
     def _best(
         self, part: Part, gradient: torch.Tensor, weight: torch.Tensor, selected: torch.Tensor, most: int
     ) -> Candidates:
-        """Entries of the part, among them the best that are free."""
+        """The best free entries of the part."""
         scores = self._score(gradient, weight)
         self._close(part, selected, scores, EXCLUDED)
-        if most * BLOCK < part.size:
-            places = _entries_of_best(scores.view(-1, BLOCK).amax(1), most)
-        else:
-            places = _places_of_highest(scores, most).sort().values
-        return Candidates(scores.index_select(0, places), gradient.index_select(0, places), places + part.begin)
+        if most * BLOCK >= part.size:
+            return Candidates(scores, gradient, torch.arange(part.begin, part.end, device=scores.device)).best(most)
+        places = _entries_of_best(scores.view(-1, BLOCK).amax(1), most)
+        found = Candidates(scores.index_select(0, places), gradient.index_select(0, places), places + part.begin)
+        return found.best(most)
 
 
 def _places_of_highest(values: torch.Tensor, count: int) -> torch.Tensor:
