@@ -179,8 +179,9 @@ def plain_steps(basis: str, batches: list[Any], lr: float, decay: float, k: int)
 @pytest.mark.parametrize("basis", ["rotated", "plain"])
 def test_it_equals_layers_that_are_turned_themselves_with_sparse_adam(basis: str) -> None:
     """Which is PyTorch's: entries without a gradient neither move nor forget."""
-    expected = plain_steps(basis, batches_of(4), 1e-3, 0.0, 400)
-    run = training(basis=basis, k=400, clip=1e9).run(batches_of(4))
+    k = 68  # so few that the last chosen gradients stand clear of the next: processors round differently
+    expected = plain_steps(basis, batches_of(4), 1e-3, 0.0, k)
+    run = training(basis=basis, k=k, clip=1e9).run(batches_of(4))
     for name, value in expected.items():
         torch.testing.assert_close(weights(run.model)[name], value, rtol=0, atol=2e-5)
         assert float((value - weights(tiny_bert())[name]).abs().max()) > 2e-4
