@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.bench import options
 from engine.bench.calibration import calibrate
 from engine.bench.jobs import METHODS, Case, plan_of, recipe_of, write_case, write_report, write_shared
 from engine.bench.pool import carry_out, shares
@@ -56,18 +57,25 @@ def main(argv: Sequence[str]) -> int:
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m engine bench accuracy", description=__doc__)
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... of this many runs")
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--budget", type=int, default=COMMON_BUDGET, help="parameters; 0 for the methods' own settings")
+    parser.add_argument("--methods", type=options.names, default=list(METHODS))
+    parser.add_argument("--seeds", type=options.count, default=5, help="seeds 0, 1, ... of this many runs")
+    parser.add_argument("--steps", type=options.count, default=700)
+    parser.add_argument("--batch-size", type=options.count, default=32)
+    parser.add_argument(
+        "--budget",
+        type=options.count_or_none,
+        default=COMMON_BUDGET,
+        help="parameters; 0 for the methods' own settings",
+    )
     parser.add_argument("--lr", action="append", default=[], metavar="METHOD=VALUE")
     parser.add_argument(
         "--spec", help="a run spec whose model, dataset and recipe are used instead of the embedded ones"
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
-    parser.add_argument("--workers", type=int, default=0, help="processes per side; 8 per GPU by default")
+    parser.add_argument(
+        "--workers", type=options.count_or_none, default=0, help="processes per side; 8 per GPU by default"
+    )
     parser.add_argument("--side", default="both", choices=["both", "ours", "reference"])
     parser.add_argument("--calibrate", action="store_true", help="time a fixed workload too")
     parser.add_argument("--out", help="folder for everything that is written")

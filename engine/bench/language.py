@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.bench import options
 from engine.errors import SpecError
 from engine.prompting.measure import Speaker, by_shots, load_speaker
 from engine.prompting.tasks import TASKS
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     """Measure, print the figures and write them as JSON."""
     parser = argparse.ArgumentParser(prog="python -m engine bench language", description=__doc__)
     parser.add_argument("--model", default="nano-llama")
-    parser.add_argument("--reviews", type=int, default=500, help="held-out reviews that are read")
+    parser.add_argument("--reviews", type=options.count, default=500, help="held-out reviews that are read")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--out")
     given = parser.parse_args(argv)

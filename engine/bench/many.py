@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from engine.bench import options
 from engine.bench.calibration import calibrate
 from engine.bench.jobs import Case, add_common, plan_of, recipe_of, write_case, write_report, write_shared
 from engine.bench.steps import give_loop, timed
@@ -47,12 +48,14 @@ def main(argv: Sequence[str]) -> int:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m engine bench many", description=__doc__)
     parser.add_argument("--model", default="minilm-l6")
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=["lora"], help="one that packs")
-    parser.add_argument("--runs", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3, help="of all runs together")
-    parser.add_argument("--sampled", type=int, default=5, help="runs that the other two ways carry out, of the same")
+    parser.add_argument("--methods", type=options.names, default=["lora"], help="one that packs")
+    parser.add_argument("--runs", type=options.count, default=40)
+    parser.add_argument("--steps", type=options.count, default=700)
+    parser.add_argument("--batch-size", type=options.count, default=32)
+    parser.add_argument("--repeats", type=options.count, default=3, help="of all runs together")
+    parser.add_argument(
+        "--sampled", type=options.count, default=5, help="runs that the other two ways carry out, of the same"
+    )
     add_common(parser)
     return parser.parse_args(argv)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engine.bench import pool
+from engine.bench import options, pool
 from engine.bench.jobs import add_common, plan_of, recipe_of, write_job, write_report
 from engine.devices import cpu_threads
 
@@ -44,12 +44,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m engine bench memory", description=__doc__)
-    parser.add_argument("--models", type=lambda text: text.split(","), default=["nano-bert", "minilm-l6"])
-    parser.add_argument(
-        "--methods", type=lambda text: text.split(","), default=["full", "lora", "bitfit", "fish", "pafi", "id3"]
-    )
-    parser.add_argument("--batch-sizes", type=lambda text: [int(part) for part in text.split(",")], default=[8, 32])
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--models", type=options.names, default=["nano-bert", "minilm-l6"])
+    parser.add_argument("--methods", type=options.names, default=["full", "lora", "bitfit", "fish", "pafi", "id3"])
+    parser.add_argument("--batch-sizes", type=options.counts, default=[8, 32])
+    parser.add_argument("--steps", type=options.count, default=30)
     add_common(parser)
     return parser.parse_args(argv)
 

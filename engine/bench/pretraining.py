@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.bench import options
 from engine.bench.jobs import outcome_of, plan_of, recipe_of, write_job
 from engine.bench.pool import carry_out, shares
 from engine.devices import cpu_threads, cuda_devices
@@ -59,14 +60,14 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m engine bench pretraining", description=__doc__)
     parser.add_argument("--model", default="nano-bert")
     rates = [5e-5, 1e-4, 2e-4, 5e-4, 1e-3]
-    parser.add_argument("--rates", type=lambda text: [float(rate) for rate in text.split(",")], default=rates)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rates", type=options.rates, default=rates)
+    parser.add_argument("--seeds", type=options.count, default=5)
+    parser.add_argument("--steps", type=options.count, default=700)
+    parser.add_argument("--batch-size", type=options.count, default=32)
     parser.add_argument("--spec", help="a run spec whose dataset and recipe are used instead of the embedded ones")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
-    parser.add_argument("--workers", type=int, default=8 * cuda_devices() or 2)
+    parser.add_argument("--workers", type=options.count, default=8 * cuda_devices() or 2)
     parser.add_argument("--out", help="folder for everything that is written, below a readable root")
     return parser.parse_args(argv)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.bench import pool
+from engine.bench import options, pool
 from engine.bench.jobs import add_common, plan_of, recipe_of, write_job, write_report
 from engine.devices import cpu_threads
 from engine.probes.schedule import FLOOR_SECONDS, SHARE
@@ -40,12 +40,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m engine bench probes", description=__doc__)
-    parser.add_argument("--models", type=lambda text: text.split(","), default=["nano-bert", "minilm-l6"])
-    parser.add_argument(
-        "--methods", type=lambda text: text.split(","), default=["full", "lora", "adalora", "bitfit", "fish", "id3"]
-    )
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--models", type=options.names, default=["nano-bert", "minilm-l6"])
+    parser.add_argument("--methods", type=options.names, default=["full", "lora", "adalora", "bitfit", "fish", "id3"])
+    parser.add_argument("--steps", type=options.count, default=300)
+    parser.add_argument("--batch-size", type=options.count, default=16)
     add_common(parser)
     return parser.parse_args(argv)
 

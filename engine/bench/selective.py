@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from engine.bench import peaks
+from engine.bench import options, peaks
 from engine.bench.jobs import add_common, plan_if_possible, plan_of, recipe_of, write_report
 from engine.devices import cpu_threads
 from engine.errors import SpecError
@@ -142,11 +142,11 @@ def main(argv: Sequence[str]) -> int:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m engine bench selective", description=__doc__)
     parser.add_argument("--model", default="minilm-l6")
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
-    parser.add_argument("--shares", type=lambda text: [float(part) for part in text.split(",")], default=[0.1, 1.0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--block", type=int, default=5, help="steps of each side per round")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--methods", type=options.names, default=list(METHODS))
+    parser.add_argument("--shares", type=options.shares, default=[0.1, 1.0])
+    parser.add_argument("--rounds", type=options.count, default=7)
+    parser.add_argument("--block", type=options.count, default=5, help="steps of each side per round")
+    parser.add_argument("--batch-size", type=options.count, default=16)
     parser.add_argument("--toolkit", action="store_true")
     add_common(parser)
     given = parser.parse_args(argv)

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from engine.bench import options
 from engine.bench.calibration import calibrate
 from engine.errors import RunFailed, StoreError
 from engine.jobs import client
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     """Time the same spec from a cold engine and from a warm one, print and write the figures."""
     parser = argparse.ArgumentParser(prog="python -m engine bench start", description=__doc__)
     parser.add_argument("--spec", default=str(ASSETS / "presets" / "first.yaml"))
-    parser.add_argument("--repeats", type=int, default=3, help="warm runs, each with a seed of its own")
+    parser.add_argument("--repeats", type=options.count, default=3, help="warm runs, each with a seed of its own")
     parser.add_argument("--out")
     given = parser.parse_args(argv)
     folder = Path(given.out or tempfile.mkdtemp(prefix="peftscope-start-"))

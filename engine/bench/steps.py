@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.bench import pool
+from engine.bench import options, pool
 from engine.bench.calibration import calibrate
 from engine.bench.jobs import UNBUDGETED, Case, add_common, plan_of, recipe_of, write_case, write_report, write_shared
 from engine.devices import cpu_threads
@@ -54,12 +54,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m engine bench steps", description=__doc__)
-    parser.add_argument("--models", type=lambda text: text.split(","), default=["nano-bert", "minilm-l6"])
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=["full", "lora"])
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--budget", type=int, default=0, help="parameters; 0 for the methods' own settings")
+    parser.add_argument("--models", type=options.names, default=["nano-bert", "minilm-l6"])
+    parser.add_argument("--methods", type=options.names, default=["full", "lora"])
+    parser.add_argument("--pairs", type=options.count, default=5)
+    parser.add_argument("--steps", type=options.count, default=100)
+    parser.add_argument("--batch-size", type=options.count, default=16)
+    parser.add_argument(
+        "--budget", type=options.count_or_none, default=0, help="parameters; 0 for the methods' own settings"
+    )
     parser.add_argument("--fused", action="store_true", help="give the plain side the fused AdamW that ours has")
     parser.add_argument("--loop", default="bare", choices=["bare", "logged", "trainer"], help="of the plain side")
     add_common(parser)

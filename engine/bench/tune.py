@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.bench import options
 from engine.bench.accuracy import COMMON_BUDGET
 from engine.bench.jobs import METHODS, outcome_of, plan_of, recipe_of, write_job, write_report
 from engine.bench.pool import carry_out, shares
@@ -40,18 +41,25 @@ Key = tuple[str, float, int]
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m engine bench tune", description=__doc__)
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
-    parser.add_argument("--rates", type=lambda text: [float(rate) for rate in text.split(",")], required=True)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 100, 101, ...: none that a comparison uses")
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--budget", type=int, default=COMMON_BUDGET, help="parameters; 0 for the methods' own settings")
+    parser.add_argument("--methods", type=options.names, default=list(METHODS))
+    parser.add_argument("--rates", type=options.rates, required=True)
+    parser.add_argument(
+        "--seeds", type=options.count, default=3, help="seeds 100, 101, ...: none that a comparison uses"
+    )
+    parser.add_argument("--steps", type=options.count, default=700)
+    parser.add_argument("--batch-size", type=options.count, default=32)
+    parser.add_argument(
+        "--budget",
+        type=options.count_or_none,
+        default=COMMON_BUDGET,
+        help="parameters; 0 for the methods' own settings",
+    )
     parser.add_argument(
         "--spec", help="a run spec whose model, dataset and recipe are used instead of the embedded ones"
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
-    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--workers", type=options.count_or_none, default=0)
     parser.add_argument("--out")
     return parser.parse_args(argv)
 

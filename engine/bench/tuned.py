@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from engine.bench import options
 from engine.bench.jobs import UNBUDGETED, outcome_of, plan_if_possible, plan_of, recipe_of, write_job, write_report
 from engine.bench.pool import carry_out, shares
 from engine.devices import cpu_threads, cuda_devices
@@ -77,11 +78,11 @@ def main(argv: Sequence[str]) -> int:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m engine bench tuned", description=__doc__)
     parser.add_argument("--methods", type=lambda text: text.split(",") if text else [], default=list(METHODS))
-    parser.add_argument("--budgets", type=lambda text: [int(part) for part in text.split(",")], default=[26_112])
-    parser.add_argument("--rates", type=lambda text: [float(rate) for rate in text.split(",")], default=list(RATES))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--budgets", type=options.counts, default=[26_112])
+    parser.add_argument("--rates", type=options.rates, default=list(RATES))
+    parser.add_argument("--seeds", type=options.count, default=5)
+    parser.add_argument("--steps", type=options.count, default=700)
+    parser.add_argument("--batch-size", type=options.count, default=32)
     parser.add_argument(
         "--variant",
         type=_variant,
@@ -95,7 +96,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "tf32"])
-    parser.add_argument("--workers", type=int, default=8 * cuda_devices() or 1)
+    parser.add_argument("--workers", type=options.count, default=8 * cuda_devices() or 1)
     parser.add_argument("--out", help="folder for everything that is written")
     return parser.parse_args(argv)
 

@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from engine.bench import selective
+from engine.bench import peaks, selective
 from engine.errors import SpecError
 from tests.small import spec_data
 
@@ -47,3 +48,24 @@ def test_the_toolkit_must_be_installed_by_hand(words: list[str]) -> None:
             selective.main([*words, "--toolkit"])
     else:
         assert selective.main([*words, "--toolkit"]) == 0
+
+
+def test_the_bound_on_gradients_and_state() -> None:
+    """Of MiniLM at 1 %, with its word embeddings as the largest tensor."""
+    assert peaks.bound([11_720_448, 22_713_216 - 11_720_448], 227_132) == pytest.approx(0.202, abs=5e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_steps_hold_on_a_gpu(words: list[str], tmp_path: Path) -> None:
+    assert selective.main([*words, "--device", "cuda"]) == 0
+    (found,) = json.loads((tmp_path / "out" / "selective.json").read_text())["shares"].values()
+    full, pafi, id3 = (found["peaks"][name] for name in ("full", "pafi", "id3"))
+    assert 0 <= full["weights"] - full["gradients"] <= 1024, (
+        "every weight has a gradient, a few numbers of positions none"
+    )
+    assert 2 * full["gradients"] <= full["state"] < 3 * full["gradients"], "two moments, in the allocator's pieces"
+    assert full["whole"] > full["weights"] + full["state"] + full["gradients"]
+    for held in (pafi, id3):
+        assert held["largest"] <= held["gradients"] < full["gradients"] / 2, "one tensor's at a time, and the head's"
+        assert 12 * found["budget"] < held["state"] < full["state"] / 4
+        assert held["temporaries"] >= held["largest"] / 2, "the gradients of a part are put together"
