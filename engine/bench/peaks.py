@@ -63,6 +63,12 @@ def measure(built: Built, encoded: Encoded, order: np.ndarray) -> Peaks:
     return watch.peaks
 
 
+def settle(device: str) -> None:
+    """Let libraries that keep room on a GPU from their first product on, there and back, take it: no run's own."""
+    layer = nn.Linear(64, 64, device=device)
+    layer(torch.ones(64, 64, device=device)).sum().backward()
+
+
 class _Watch:
     """Looks at the allocator around a method's hooks; made before the steps register theirs."""
 

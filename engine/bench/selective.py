@@ -197,6 +197,7 @@ def _peaks(given: argparse.Namespace, methods: Sequence[str], budget: int) -> di
     base = _base(given)
     base = base.model_copy(update={"train": base.train.model_copy(update={"execution": "padded", "steps": PEAK_RUN})})
     found: dict[str, dict[str, float]] = {}
+    peaks.settle(plan_of(base, "full", 0, None).spec.train.device)
     for method in methods:
         built, encoded, order = _scored(plan_of(base, method, 0, None if method == "full" else budget), Caches())
         held = peaks.measure(built, encoded, order[:PEAK_STEPS])

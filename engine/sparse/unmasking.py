@@ -18,6 +18,9 @@ from engine.sparse.flat import FlatSparseAdamW, Part
 from engine.sparse.scores import BLOCK, CLOSED
 from engine.sparse.selection import EXCLUDED
 
+WAITING = 64
+"""Candidates that are less than a 64th of their part wait as they are; they take at most a 16th of the weights' room."""
+
 Tops = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -29,7 +32,7 @@ class Candidates(NamedTuple):
     address: torch.Tensor
 
     def best(self, most: int) -> Candidates:
-        """The `most` highest, ties to the first: what waits for the other parts takes little room."""
+        """The `most` highest, ties to the first."""
         places = _places_of_highest(self.score, most).sort().values
         return Candidates(*(column.index_select(0, places) for column in self))
 
@@ -89,13 +92,17 @@ class Unmasking:
                 self._close(part, selected, gradient, CLOSED)
                 highest, squares = self._tops(gradient, weight)
                 self._squares.append(squares.sum())
-                blocks = self._of_blocks(part, gradient, weight, _entries_of_best(highest, most))
-                self._found[part.begin] = blocks.best(most)
+                self._keep(part, self._of_blocks(part, gradient, weight, _entries_of_best(highest, most)), most)
             else:
                 self._close(part, selected, gradient, 0.0)
                 self._squares.append(torch.linalg.vector_norm(gradient).square())
                 if most:
-                    self._found[part.begin] = self._best(part, gradient, weight, selected, most)
+                    self._keep(part, self._best(part, gradient, weight, selected, most), most)
+
+    def _keep(self, part: Part, found: Candidates, most: int) -> None:
+        """Let candidates wait for those of the other parts: of many the best, a few as they are, which is faster."""
+        many = len(found.score) * WAITING > part.size
+        self._found[part.begin] = found.best(most) if many else found
 
     def _close(self, part: Part, selected: torch.Tensor, column: torch.Tensor, mark: float) -> None:
         """Mark what cannot be chosen: the selected entries, those the method excludes, and what is no entry."""
@@ -112,14 +119,13 @@ class Unmasking:
     def _best(
         self, part: Part, gradient: torch.Tensor, weight: torch.Tensor, selected: torch.Tensor, most: int
     ) -> Candidates:
-        """The best free entries of the part."""
+        """Entries of the part, among them the best that are free."""
         scores = self._score(gradient, weight)
         self._close(part, selected, scores, EXCLUDED)
         if most * BLOCK >= part.size:
-            return Candidates(scores, gradient, torch.arange(part.begin, part.end, device=scores.device)).best(most)
+            return Candidates(scores, gradient, torch.arange(part.begin, part.end, device=scores.device))
         places = _entries_of_best(scores.view(-1, BLOCK).amax(1), most)
-        found = Candidates(scores.index_select(0, places), gradient.index_select(0, places), places + part.begin)
-        return found.best(most)
+        return Candidates(scores.index_select(0, places), gradient.index_select(0, places), places + part.begin)
 
 
 def _places_of_highest(values: torch.Tensor, count: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ from engine.methods.fish import FishMask
 from engine.methods.id3 import ID3
 from engine.methods.lt_sft import LTSFT
 from engine.methods.pafi import PaFi
+from engine.sparse import unmasking
 from engine.sparse.flat import FlatSparseAdamW, FlatTensors
 from engine.sparse.scores import BLOCK, d3, d3_tops
 from engine.sparse.unmasking import Tops, Unmasking
@@ -57,12 +58,16 @@ def test_tensors_of_several_types_are_refused() -> None:
 @pytest.mark.parametrize("kind", ["plain", "ties"])
 @pytest.mark.parametrize("quotas", [[1] * 3, [5, 5, 4], [300, 299, 0], [5500, 100, 10]])
 @pytest.mark.parametrize(("exp", "tops"), [(0.0, None), (1.0, None), (1.0, partial(d3_tops, eps=1e-3))])
-def test_the_choice_is_that_of_sorting_everything(kind: str, quotas: list[int], exp: float, tops: Tops | None) -> None:
+@pytest.mark.parametrize("waiting", [unmasking.WAITING, 0], ids=["the best wait", "all candidates wait"])
+def test_the_choice_is_that_of_sorting_everything(
+    kind: str, quotas: list[int], exp: float, tops: Tops | None, waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unmasking, "WAITING", waiting)
     tensors = parameters()
     score = partial(d3, power=1.0, exp=exp, eps=1e-3)
     sparse = FlatSparseAdamW(tensors, sum(quotas), most=max(quotas))
     never = [(2, 100, 900), (5, 0, 3)]
-    unmasking = Unmasking(sparse, score, quotas, never, tops)
+    growing = Unmasking(sparse, score, quotas, never, tops)
     closed = {(number, index) for number, start, stop in never for index in range(start, stop)}
     for step, quota in enumerate(quotas):
         gradients = gradients_of(kind, step)
@@ -73,8 +78,8 @@ def test_the_choice_is_that_of_sorting_everything(kind: str, quotas: list[int], 
             order += [(-value, number, index) for index, value in enumerate(values) if (number, index) not in closed]
         expected = [(number, index) for _, number, index in sorted(order)[:quota]]
         for number in (5, 4, 2, 1, 0):
-            unmasking.feed(number, gradients[number], max(quotas))
-        square = unmasking.finish(max(quotas))
+            growing.feed(number, gradients[number], max(quotas))
+        square = growing.finish(max(quotas))
         for number, start, stop in never:
             gradients[number][start:stop] = 0.0  # no part of the norm
         assert float(square) == pytest.approx(sum(float(g.square().sum()) for g in gradients), rel=1e-5)
