@@ -6,6 +6,7 @@ operation until the method drops them, and whatever else the method or the optim
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ def measure(built: Built, encoded: Encoded, order: np.ndarray) -> Peaks:
 
 
 def settle(device: str) -> None:
-    """Let libraries that keep room on a GPU from their first product on, there and back, take it: no run's own."""
+    """Free what earlier runs left; let libraries take the room they keep from their first product on, there and back."""
+    gc.collect()
     layer = nn.Linear(64, 64, device=device)
     layer(torch.ones(64, 64, device=device)).sum().backward()
 

@@ -197,9 +197,10 @@ def _peaks(given: argparse.Namespace, methods: Sequence[str], budget: int) -> di
     base = _base(given)
     base = base.model_copy(update={"train": base.train.model_copy(update={"execution": "padded", "steps": PEAK_RUN})})
     found: dict[str, dict[str, float]] = {}
-    peaks.settle(plan_of(base, "full", 0, None).spec.train.device)
     for method in methods:
-        built, encoded, order = _scored(plan_of(base, method, 0, None if method == "full" else budget), Caches())
+        plan = plan_of(base, method, 0, None if method == "full" else budget)
+        peaks.settle(plan.spec.train.device)
+        built, encoded, order = _scored(plan, Caches())
         held = peaks.measure(built, encoded, order[:PEAK_STEPS])
         sizes = [row.size for row in built.setting.architecture.backbone]
         limit = 1.0 if method == "full" else peaks.bound(sizes, budget)

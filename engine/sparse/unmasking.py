@@ -18,8 +18,8 @@ from engine.sparse.flat import FlatSparseAdamW, Part
 from engine.sparse.scores import BLOCK, CLOSED
 from engine.sparse.selection import EXCLUDED
 
-WAITING = 64
-"""Candidates that are less than a 64th of their part wait as they are; they take at most a 16th of the weights' room."""
+WAITING = 32
+"""Candidates that are less than this fraction of their part wait as they are: at most an 8th of the weights' room."""
 
 Tops = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
