@@ -65,7 +65,7 @@ def measure(built: Built, encoded: Encoded, order: np.ndarray) -> Peaks:
 
 
 def settle(device: str) -> None:
-    """Free what earlier runs left; let libraries take the room they keep from their first product on, there and back."""
+    """Free what earlier runs left; let libraries take the room they keep from their first products on."""
     gc.collect()
     layer = nn.Linear(64, 64, device=device)
     layer(torch.ones(64, 64, device=device)).sum().backward()
