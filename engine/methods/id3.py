@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from engine.sparse.blocks import Blocks
     from engine.sparse.candidates import Bound, Score, TopCandidates
     from engine.sparse.gradient import StreamedGradient
     from engine.sparse.optimizer import SparseAdamW
-    from engine.sparse.unmasking import Tops, Unmasking
+    from engine.sparse.unmasking import Unmasking
 
 
 SMALLEST_POWER = 32
@@ -199,7 +200,7 @@ class ID3(Selective):
             for number, row in enumerate(self.rows)
             for start, stop in row.frozen_rows
         ]
-        self._unmasking = Unmasking(sparse, self._score()[0], quotas, never, self._tops())
+        self._unmasking = Unmasking(sparse, self._blocks(), quotas, never)
         return sparse
 
     # --- the step ----------------------------------------------------------------------------
@@ -255,14 +256,12 @@ class ID3(Selective):
         knobs = {"power": settings.p, "exp": settings.exp, "eps": settings.eps}
         return partial(d3, **knobs), partial(d3_bound, **knobs) if settings.exp >= 0 else None
 
-    def _tops(self) -> Tops | None:
-        """The score of blocks, where it has a kernel of its own."""
-        from functools import partial
-
-        from engine.sparse.scores import d3_tops
+    def _blocks(self) -> Blocks:
+        """The score of blocks, which has kernels for its plain form."""
+        from engine.sparse.blocks import Blocks, PlainD3
 
         settings: Any = self.config
-        return partial(d3_tops, eps=settings.eps) if settings.p == settings.exp == 1 else None
+        return PlainD3(settings.eps) if settings.p == settings.exp == 1 else Blocks(self._score()[0])
 
     def before_step(self, step: int) -> None:
         """Unmask this step's best entries; they are updated in this step already."""

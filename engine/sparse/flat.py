@@ -2,8 +2,8 @@
 
 A GPU is slow at many small operations, and waits for each answer. Here the tensors that a mask may
 reach are views of one buffer, so that an entry is one address; gradients are looked at in parts of
-several tensors, none larger than the largest tensor; and every shape is the same in each step, so
-that the work can be recorded once and replayed.
+several tensors, smaller than the largest tensor, which is looked at where it is; and every shape is
+the same in each step, so that the work can be recorded once and replayed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from engine.errors import ModelError
+from engine.sparse.blocks import BLOCK
+from engine.sparse.kernels import gather_kernel, launch
 from engine.sparse.optimizer import Correction, Groups, SparseAdamW, put
-from engine.sparse.scores import BLOCK
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class FlatTensors:
         self.values = torch.zeros(end, dtype=parameters[0].dtype, device=device)
         self.starts = torch.tensor(starts, device=device)
         """Address of each tensor's first entry."""
+        self.kernel = gather_kernel(device)
         self._begins = starts
         self._arrived: dict[int, torch.Tensor] = {}
         self._part = [number for number, part in enumerate(self.parts) for _ in part.tensors]
@@ -86,7 +88,11 @@ class FlatTensors:
         return part, slice(offset + start, offset + stop)
 
     def take(self, tensor: int, gradient: torch.Tensor) -> Iterator[tuple[Part, torch.Tensor]]:
-        """One tensor's gradient; gives its part, with all gradients, fp32 (size,), once they are complete."""
+        """One tensor's gradient; gives its part, once all its gradients are there, fp32.
+
+        With a kernel the gradient of a part of one tensor is what came, if its length is a multiple of `BLOCK`;
+        otherwise it is a copy (size,).
+        """
         self._arrived[tensor] = gradient
         part = self.parts[self._part[tensor]]
         if all(one in self._arrived or not self.parameters[one].requires_grad for one in part.tensors):
@@ -99,14 +105,13 @@ class FlatTensors:
                 yield part, self._joined(part)
 
     def _joined(self, part: Part) -> torch.Tensor:
-        device = self.values.device
-        pieces = []
-        for one in part.tensors:
-            gradient = self._arrived.pop(one, None)
-            if gradient is None:
-                gradient = torch.zeros((), device=device).expand(self.parameters[one].numel())
-            pieces.append(gradient.reshape(-1).float())
-        return torch.cat([*pieces, torch.zeros(part.size - part.filled, device=device)])
+        none = torch.zeros((), device=self.values.device)
+        pieces = [
+            self._arrived.pop(one, none).expand(self.parameters[one].shape).reshape(-1).float() for one in part.tensors
+        ]
+        if self.kernel is not None and len(pieces) == 1 and part.filled % BLOCK == 0:
+            return pieces[0].contiguous()
+        return torch.cat([*pieces, none.expand(part.size - part.filled)])
 
     def separate(self) -> None:
         """Give every tensor a place of its own again."""
@@ -115,11 +120,11 @@ class FlatTensors:
 
 
 def _layout(sizes: Sequence[int]) -> tuple[list[Part], list[int]]:
-    """Parts, none with more entries than the largest tensor, and the address of each tensor.
+    """Parts, and the address of each tensor; several tensors together have at most 3/4 of the largest one's entries.
 
     They are filled from the last tensor on, as the backward pass goes, so that a part is complete early.
     """
-    most, runs = max(sizes), [[len(sizes) - 1]]
+    most, runs = max(sizes) * 3 // 4, [[len(sizes) - 1]]
     for number in reversed(range(len(sizes) - 1)):
         if sizes[number] + sum(sizes[one] for one in runs[-1]) > most:
             runs.append([])
@@ -229,16 +234,19 @@ class FlatSparseAdamW(SparseAdamW):
         """Give every tensor a place of its own in memory."""
         self.flat.separate()
 
-    def gather_part(self, part: Part, gradient: torch.Tensor) -> torch.Tensor:
-        """Take the gradients of the selected entries of one part, fp32 (size,).
-
-        Returns:
-            Their places in it, the part's unused one for the slots of other parts.
-        """
-        places = part.local(self._where["address"])
+    def gather_part(self, part: Part, gradient: torch.Tensor, mark: float | None = None) -> None:
+        """Take the gradients of the selected entries of one part, fp32 (n,), and mark them there, if asked to."""
+        address, taken = self._where["address"], self._values["gradient"]
         # A step leaves every slot with gradient 0, and the unused place holds 0.
-        self._values["gradient"].add_(gradient.index_select(0, places))
-        return places
+        if self.flat.kernel is not None:
+            marked = (mark or 0.0, int(mark is not None))
+            first, count = part.begin // BLOCK, len(address)
+            launch(self.flat.kernel, count, address, taken, gradient, first, part.filled, *marked, count)
+            return
+        places = part.local(address)
+        taken.add_(gradient.index_select(0, places))
+        if mark is not None:
+            gradient.index_fill_(0, places, mark)
 
     def unmask(self, address: torch.Tensor, gradient: torch.Tensor, quota: torch.Tensor) -> None:
         """Select the first `quota` of some entries, which are not selected yet.

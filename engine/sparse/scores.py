@@ -8,14 +8,9 @@ from functools import cache
 import torch
 
 from engine.sparse.gradient import StreamedGradient
-from engine.sparse.selection import EXCLUDED
 
 TINY = 1e-18
 """Below this the square of a gradient leaves the range of fp32, so that a norm may round to 0."""
-BLOCK = 128
-"""Entries that `d3_tops` looks at together."""
-CLOSED = torch.finfo(torch.float32).min
-"""Stands for the gradient of an entry that may not be chosen."""
 
 
 def magnitude(weight: torch.Tensor) -> torch.Tensor:
@@ -49,63 +44,6 @@ def _d3_in_one_pass() -> Callable[..., torch.Tensor]:
     """The plain score as one kernel, which reads and writes a third of what four operations do; the same bits."""
     code = "template <typename T> T d3(T g, T w, T eps) { return fabs(g) / (fabs(w) + eps); }"
     return torch.cuda.jiterator._create_jit_fn(code, eps=0.0)
-
-
-def d3_tops(gradient: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each `BLOCK` of entries the highest `d3` with both powers 1, and the sum of squares of the gradients.
-
-    On a GPU whose CUDA toolkit torch finds, both come from one reading of the two, and no score is written.
-
-    Args:
-        gradient: fp32 (n,), n a multiple of `BLOCK`; entries that are `CLOSED` do not count.
-        weight: fp32 (n,).
-        eps: as in `d3`.
-
-    Returns:
-        Two columns, fp32 (n / `BLOCK`,). Without an entry that counts, a block's top is `EXCLUDED`.
-    """
-    blocks = len(gradient) // BLOCK
-    kernel = _tops_kernel(gradient.device, eps) if gradient.is_cuda else None
-    if kernel is not None:
-        tops, squares = (torch.empty(blocks, device=gradient.device) for _ in range(2))
-        with torch.cuda.device(gradient.device):
-            kernel(((blocks + 7) // 8, 1, 1), (256, 1, 1), (gradient, weight, tops, squares, blocks))
-        return tops, squares
-    closed = gradient == CLOSED
-    scores = torch.where(closed, EXCLUDED, d3(gradient, weight, 1, 1, eps))
-    return scores.view(blocks, BLOCK).amax(1), torch.where(closed, 0.0, gradient.square()).view(blocks, BLOCK).sum(1)
-
-
-_TOPS_KERNEL = """
-__device__ float score(float g, float w) { return g == -3.40282347e38f ? -1.0f : fabsf(g) / (fabsf(w) + EPS); }
-__device__ float square(float g) { return g == -3.40282347e38f ? 0.0f : g * g; }
-
-// A warp reads a block of 128 entries, each of its lanes four of them.
-extern "C" __global__ void d3_tops(
-    const float4* gradients, const float4* weights, float* tops, float* squares, int blocks
-) {
-    int block = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (block >= blocks) return;
-    float4 g = gradients[(long long)block * 32 + lane], w = weights[(long long)block * 32 + lane];
-    float top = fmaxf(fmaxf(score(g.x, w.x), score(g.y, w.y)), fmaxf(score(g.z, w.z), score(g.w, w.w)));
-    float sum = square(g.x) + square(g.y) + (square(g.z) + square(g.w));
-    for (int other = 16; other; other /= 2) {
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, other));
-        sum += __shfl_xor_sync(0xffffffffu, sum, other);
-    }
-    if (lane == 0) { tops[block] = top; squares[block] = sum; }
-}
-"""
-
-
-@cache
-def _tops_kernel(device: torch.device, eps: float) -> Callable[..., None] | None:
-    """Compiled for a device; None where torch finds no CUDA toolkit, or offers no compiler."""
-    try:
-        with torch.cuda.device(device):
-            return torch.cuda._compile_kernel(f"#define EPS {float(eps)!r}f\n{_TOPS_KERNEL}", "d3_tops")
-    except (AttributeError, ImportError, OSError, RuntimeError):
-        return None
 
 
 def d3_bound(norm: torch.Tensor, power: float, exp: float, eps: float) -> torch.Tensor:

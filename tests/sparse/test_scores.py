@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.sparse.scores import BLOCK, CLOSED, add_squares, d3, d3_bound, d3_tops, magnitude
-from engine.sparse.selection import EXCLUDED
+from engine.sparse.scores import add_squares, d3, d3_bound, magnitude
 
 
 @pytest.mark.parametrize(("power", "exp", "eps"), [(1, 1, 1e-3), (2, 3, 0.1), (1, 0, 1e-8), (1, -1, 1e-3), (0.5, 2, 1)])
@@ -31,24 +30,6 @@ def test_no_score_exceeds_the_bound_of_its_block(scale: float, power: float, exp
     weight = torch.zeros(128)
     norm = torch.linalg.vector_norm(gradient)
     assert (d3(gradient, weight, power, exp, eps) <= d3_bound(norm, power, exp, eps)).all()
-
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_tops_of_blocks_are_the_highest_scores_in_them(device: str) -> None:
-    generator = torch.Generator().manual_seed(2)
-    gradient, weight = torch.randn(2, 37 * BLOCK, generator=generator)
-    gradient[torch.rand(len(gradient), generator=generator) < 0.3] = CLOSED
-    gradient[5 * BLOCK : 6 * BLOCK] = CLOSED
-    tops, squares = d3_tops(gradient.to(device), weight.to(device), 1e-3)
-    free = gradient != CLOSED
-    scores = torch.where(free, d3(gradient, weight, 1, 1, 1e-3), EXCLUDED)
-    assert torch.equal(tops.cpu(), scores.view(-1, BLOCK).amax(1))
-    assert tops[5] == EXCLUDED
-    expected = torch.where(free, gradient, 0.0).double().square().view(-1, BLOCK).sum(1)
-    torch.testing.assert_close(squares.cpu().double(), expected, rtol=1e-6, atol=0)
 
 
 def test_squares_add_up_example_by_example() -> None:

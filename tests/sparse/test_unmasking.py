@@ -17,23 +17,24 @@ from engine.methods.id3 import ID3
 from engine.methods.lt_sft import LTSFT
 from engine.methods.pafi import PaFi
 from engine.sparse import unmasking
+from engine.sparse.blocks import BLOCK, Blocks, PlainD3
 from engine.sparse.flat import FlatSparseAdamW, FlatTensors
-from engine.sparse.scores import BLOCK, d3, d3_tops
-from engine.sparse.unmasking import Tops, Unmasking
+from engine.sparse.scores import d3
+from engine.sparse.unmasking import Unmasking
 from tests.methods.driver import Training, batches_of, make, weights
 from tests.tiny import tiny_bert, tiny_llama
 
 SIZES = (70, 3 * BLOCK, 40 * BLOCK + 17, BLOCK, 1, 12 * BLOCK + 1)
 
 
-def parameters(seed: int = 0) -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(0.05 * torch.randn(size, generator=generator)) for size in SIZES]
+def parameters(sizes: tuple[int, ...] = SIZES, device: str = "cpu") -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter((0.05 * torch.randn(size, generator=generator)).to(device)) for size in sizes]
 
 
-def gradients_of(kind: str, seed: int) -> list[torch.Tensor]:
+def gradients_of(sizes: tuple[int, ...], kind: str, seed: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(100 + seed)
-    found = [torch.randn(size, generator=generator) for size in SIZES]
+    found = [torch.randn(size, generator=generator) for size in sizes]
     return [gradient.round() for gradient in found] if kind == "ties" else found
 
 
@@ -44,7 +45,8 @@ def test_tensors_keep_their_values_in_parts_no_larger_than_the_largest() -> None
     assert all(torch.equal(*pair) for pair in zip(before, tensors, strict=True))
     assert all(tensor.untyped_storage().data_ptr() == flat.values.data_ptr() for tensor in tensors)
     assert [number for part in flat.parts for number in part.tensors] == list(range(len(SIZES)))
-    assert max(sum(SIZES[number] for number in part.tensors) for part in flat.parts) == max(SIZES)
+    assert max(part.filled for part in flat.parts) == max(SIZES)
+    assert all(part.filled <= 3 / 4 * max(SIZES) for part in flat.parts if len(part.tensors) > 1)
     flat.separate()
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == len(SIZES)
     assert all(torch.equal(*pair) for pair in zip(before, tensors, strict=True))
@@ -55,30 +57,36 @@ def test_tensors_of_several_types_are_refused() -> None:
         FlatTensors([nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))])
 
 
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.mark.parametrize("odd", [0, 17], ids=["whole blocks", "a rest"])
 @pytest.mark.parametrize("kind", ["plain", "ties"])
 @pytest.mark.parametrize("quotas", [[1] * 3, [5, 5, 4], [300, 299, 0], [5500, 100, 10]])
-@pytest.mark.parametrize(("exp", "tops"), [(0.0, None), (1.0, None), (1.0, partial(d3_tops, eps=1e-3))])
+@pytest.mark.parametrize("exp", [0.0, 1.0])
 @pytest.mark.parametrize("waiting", [unmasking.WAITING, 0], ids=["the best wait", "all candidates wait"])
 def test_the_choice_is_that_of_sorting_everything(
-    kind: str, quotas: list[int], exp: float, tops: Tops | None, waiting: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, quotas: list[int], exp: float, waiting: int, odd: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unmasking, "WAITING", waiting)
-    tensors = parameters()
+    sizes = (*SIZES[:2], 40 * BLOCK + odd, *SIZES[3:])
+    tensors = parameters(sizes, device)
     score = partial(d3, power=1.0, exp=exp, eps=1e-3)
     sparse = FlatSparseAdamW(tensors, sum(quotas), most=max(quotas))
     never = [(2, 100, 900), (5, 0, 3)]
-    growing = Unmasking(sparse, score, quotas, never, tops)
+    growing = Unmasking(sparse, PlainD3(1e-3) if exp else Blocks(score), quotas, never)
     closed = {(number, index) for number, start, stop in never for index in range(start, stop)}
     for step, quota in enumerate(quotas):
-        gradients = gradients_of(kind, step)
-        gradients[3] = torch.zeros(SIZES[3])  # which never comes: its entries score 0 and are free all the same
+        gradients = gradients_of(sizes, kind, step)
+        gradients[3] = torch.zeros(sizes[3])  # which never comes: its entries score 0 and are free all the same
         order = []
         for number, gradient in enumerate(gradients):
-            values = score(gradient, tensors[number].detach()).tolist()
+            values = score(gradient, tensors[number].detach().cpu()).tolist()
             order += [(-value, number, index) for index, value in enumerate(values) if (number, index) not in closed]
         expected = [(number, index) for _, number, index in sorted(order)[:quota]]
         for number in (5, 4, 2, 1, 0):
-            growing.feed(number, gradients[number], max(quotas))
+            growing.feed(number, gradients[number].to(device, copy=True), max(quotas))
         square = growing.finish(max(quotas))
         for number, start, stop in never:
             gradients[number][start:stop] = 0.0  # no part of the norm
@@ -90,7 +98,7 @@ def test_the_choice_is_that_of_sorting_everything(
         held = [float(gradients[number][index]) for number, index in zip(*_places(entries), strict=True)]
         assert sparse._values["gradient"][: len(held)].tolist() == held
         closed |= set(expected)
-        sparse.step(1e-3, torch.ones(()))
+        sparse.step(1e-3, torch.ones((), device=device))
     assert sparse.count == sum(quotas)
 
 
