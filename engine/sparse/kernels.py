@@ -1,12 +1,14 @@
 """CUDA kernels for what a sparse method does with gradients; compiled when they are first needed.
 
-Where torch finds no CUDA toolkit, or offers no compiler, there are none, and the callers' plain
-operations do the same work with the same bits.
+The compiler is the one that comes with torch. Where it cannot be had there are no kernels, and the
+callers' plain operations do the same work with the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -108,7 +110,21 @@ def _compiled(device: torch.device, name: str, source: str) -> Kernel | None:
     if device.type != "cuda":
         return None
     try:
-        with torch.cuda.device(device):
+        with torch.cuda.device(device), _some_headers():
             return torch.cuda._compile_kernel(source, name)
     except (AttributeError, ImportError, OSError, RuntimeError):
         return None
+
+
+@contextmanager
+def _some_headers() -> Iterator[None]:
+    """Without a CUDA toolkit torch refuses to compile, for want of headers; these kernels include none."""
+    from torch.utils import cpp_extension
+
+    known = cpp_extension.CUDA_HOME
+    if known is None:
+        cpp_extension.CUDA_HOME = os.path.dirname(torch.__file__)
+    try:
+        yield
+    finally:
+        cpp_extension.CUDA_HOME = known
