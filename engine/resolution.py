@@ -86,7 +86,7 @@ def _execution(train: TrainSpec, device: str, family: Family, *, drops: bool, ca
         else "runs that share a pass cannot draw dropout as they would alone"
         if train.dropout or drops
         else "this type of model cannot do it"
-        if family.head_reads not in ("pooler", "first")
+        if family.head_reads is None
         else "",
     }
     if train.execution == "auto":

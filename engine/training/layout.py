@@ -100,7 +100,7 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scale: float
     ) -> torch.Tensor:
         heads, single = q.shape[1], len(q) != len(k)
-        keys, values = (layout.spread(_repeated(rows, heads)) for rows in (k, v))
+        keys, values = (layout.spread(repeated(rows, heads)) for rows in (k, v))
         queries = q.reshape(-1, 1, q.shape[2]) if single else layout.spread(q)
         shares = _shares(queries, keys, layout.bias(heads, single=single), scale)
         # Beyond short texts the shares are the largest thing a step would keep; then they are computed again.
@@ -139,12 +139,12 @@ def _shares(queries: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor, scale
     return torch.softmax(scores, -1)
 
 
-def _repeated(rows: torch.Tensor, heads: int) -> torch.Tensor:
+def repeated(rows: torch.Tensor, heads: int) -> torch.Tensor:
     """Keys or values once per query head."""
     return rows if rows.shape[1] == heads else rows.repeat_interleave(heads // rows.shape[1], 1)
 
 
 def _summed(gradient: torch.Tensor, key_heads: int) -> torch.Tensor:
-    """Inverse of `_repeated` for gradients."""
+    """Inverse of `repeated` for gradients."""
     tokens, heads, width = gradient.shape
     return gradient if heads == key_heads else gradient.view(tokens, key_heads, heads // key_heads, width).sum(2)

@@ -17,8 +17,9 @@ from engine.models.families import FAMILIES
 from engine.plan import make_plan
 from engine.spec import RunSpec, parse_spec
 from engine.store.runs import Runs
+from engine.tasks.encoding import Encoded
 from engine.training.build import Caches
-from engine.training.pack.batches import Flat
+from engine.training.pack.batches import Flat, Tables
 from engine.training.pack.steps import Pack
 from engine.training.run import run_job, run_jobs
 from tests.models.saved import CONFIGS, save_tiny, save_tokenizer
@@ -26,7 +27,7 @@ from tests.small import spec_data
 from tests.training.test_run import StopAt, series
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-PACKED = [name for name, (kind, _) in CONFIGS.items() if FAMILIES[kind].head_reads in ("pooler", "first")]
+PACKED = [name for name, (kind, _) in CONFIGS.items() if FAMILIES[kind].head_reads is not None]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -84,7 +85,7 @@ def test_runs_of_other_seeds_steps_rates_and_ranks_end_as_alone(home: Path, smal
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_every_family_whose_head_reads_the_first_token(home: Path, small: Path, tmp_path: Path, name: str) -> None:
+def test_every_family_whose_head_reads_a_single_token(home: Path, small: Path, tmp_path: Path, name: str) -> None:
     folder = save_tokenizer(save_tiny(name, tmp_path / "model"), "bert")
     ids = [packed(home, small, model=str(folder), seed=seed, steps=10) for seed in (1, 2)]
     run_jobs(home, ids, Caches())
@@ -196,31 +197,53 @@ def test_the_plan_offers_it_on_a_gpu_and_to_those_alone_that_can(home: Path, sma
     assert sorted(name for name, method in methods().items() if method.packs) == ["lora"]
 
 
-@pytest.mark.parametrize("asked", ["all", "first"])
-def test_attention_stays_within_each_text(asked: str) -> None:
+@pytest.mark.parametrize("asked", ["all", "one"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("key_heads", [1, 2])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_a_gpu)])
+def test_attention_stays_within_each_text(asked: str, causal: bool, key_heads: int, device: str) -> None:
     lengths = torch.tensor([[3, 5, 1], [2, 2, 6]])
-    flat = Flat(lengths, 12, 6)
+    flat = Flat(lengths.to(device), 12, 6, causal)
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(24, 2, 4, generator=generator) for _ in range(3))
-    found = flat.attend(q if asked == "all" else q[flat.read], k, v, 0.5)
+    q, k, v = (torch.randn(24, heads, 8, generator=generator) for heads in (2, key_heads, key_heads))
+    asking = q if asked == "all" else q[flat.read.cpu()]
+    found = flat.attend(asking.to(device), k.to(device), v.to(device), 0.5).cpu()
+    k, v = (rows.expand(-1, 2, -1) for rows in (k, v))
     starts = [0, 3, 8, 12, 14, 16]
     for text, (start, length) in enumerate(zip(starts, lengths.flatten().tolist(), strict=True)):
         own = slice(start, start + length)
-        shares = torch.softmax(0.5 * torch.einsum("qhd,khd->hqk", q[own], k[own]), -1)
+        unseen = torch.ones(length, length).triu(1).bool() if causal else torch.zeros(length, length).bool()
+        scores = 0.5 * torch.einsum("qhd,khd->hqk", q[own], k[own])
+        shares = torch.softmax(scores.masked_fill(unseen, -torch.inf), -1)
         expected = torch.einsum("hqk,khd->qhd", shares, v[own])
-        assert torch.allclose(
-            found[own] if asked == "all" else found[text], expected if asked == "all" else expected[0]
-        )
+        if asked == "all":
+            torch.testing.assert_close(found[own], expected, atol=1e-6, rtol=1e-5)
+        else:
+            torch.testing.assert_close(found[text], expected[-1 if causal else 0], atol=1e-6, rtol=1e-5)
     assert bool(found.isfinite().all()), "padding too, or it would spoil what is summed over tokens"
 
 
+def test_what_stands_behind_the_token_that_a_decoder_reads_is_left_out() -> None:
+    texts = [[5, 6, 7], [5, 0, 7, 0, 0], [0, 0]]
+    offsets = np.cumsum([0, *map(len, texts)])
+    encoded = Encoded(np.concatenate(texts).astype(np.int32), offsets, None, np.zeros(3, np.int64), 8, 0)
+    rows = torch.arange(3)[None]
+    assert Tables(encoded, "cpu").lengths.tolist() == [3, 5, 2]
+    tables = Tables(encoded, "cpu", causal=True)
+    ids, _, flat, _ = tables.batch(rows, 7)
+    assert tables.lengths.tolist() == [3, 3, 1]
+    assert ids[:7].tolist() == [5, 6, 7, 5, 0, 7, 0]
+    assert flat.read.tolist() == [2, 5, 6]
+
+
 @on_a_gpu
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("size", [16, 32, 64])
-def test_the_kernel_for_short_texts_is_exact(size: int) -> None:
+def test_the_kernel_for_short_texts_is_exact(size: int, causal: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 65, (5, 7), generator=generator)
     width = int(lengths.sum(1).max()) + 30
-    flat = Flat(lengths.cuda(), width, 64)
+    flat = Flat(lengths.cuda(), width, 64, causal)
     rows = [torch.randn(5 * width, 3, size, generator=generator).cuda().requires_grad_() for _ in range(3)]
     given = torch.randn(5 * width, 3, size, generator=generator).cuda()
     torch.set_float32_matmul_precision("highest")

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from engine.tasks.encoding import Encoded
+from engine.training.layout import repeated
 
 TILES = (16, 32, 64)
 """Sizes of a head that the kernel for short texts can hold."""
@@ -31,15 +32,16 @@ class Flat:
         lengths: int64 (runs, examples), tokens of each example.
         width: tokens on each run's row.
         longest: tokens of the longest example there can be.
+        causal: whether a token sees none after it.
 
     Attributes:
         positions: int64 (runs * width,), place of each token in its example.
-        read: int64 (runs * examples,), the first token of each example.
+        read: int64 (runs * examples,), the first token of each example, the last one of those that are causal.
         place: int64 (runs, width), which example each token is of; those of padding count on.
         padding: bool (runs, width).
     """
 
-    def __init__(self, lengths: torch.Tensor, width: int, longest: int) -> None:
+    def __init__(self, lengths: torch.Tensor, width: int, longest: int, causal: bool = False) -> None:
         runs, examples = lengths.shape
         device = lengths.device
         ends = lengths.cumsum(1)
@@ -52,8 +54,9 @@ class Flat:
         self.place = torch.searchsorted(ends, columns, right=True)
         self.padding = self.place >= examples
         self.positions = (columns - starts.gather(1, self.place)).view(-1)
-        self.read = (starts[:, :examples] + rows).reshape(-1)
-        self._longest = longest
+        read = ends[:, :examples] - 1 if causal else starts[:, :examples]
+        self.read = (read + rows).reshape(-1)
+        self._longest, self._causal = longest, causal
         self._short = longest <= SHORT and HAS_TRITON
         self._bounds = functional.pad((ends + rows).view(-1), (1, 0)).int()
         asks = torch.arange(1, examples + 1, device=device).repeat(runs, 1) + rows // width * examples
@@ -64,16 +67,19 @@ class Flat:
         """Softmax attention within each example; `q` is (tokens, heads, d) or (runs * examples, heads, d)."""
         single = len(q) != len(k)
         bounds = self._asked if single else self._bounds
+        # The one token that asks in each causal example is its last, which sees all of it.
+        causal = self._causal and not single
+        k, v = (repeated(rows, q.shape[1]) for rows in (k, v))
         if not q.is_cuda:
-            return _attend_anywhere(q, k, v, bounds, self._bounds, len(self.place), scale)
+            return _attend_anywhere(q, k, v, bounds, self._bounds, len(self.place), scale, causal)
         if not single and self._short and q.shape[2] in TILES:
             from engine.training.pack.short import ShortAttention
 
-            short: torch.Tensor = ShortAttention.apply(q, k, v, self._bounds, scale)
+            short: torch.Tensor = ShortAttention.apply(q, k, v, self._bounds, scale, causal)
             return short
         attended: torch.Tensor = torch.ops.aten._efficient_attention_forward(
             q[None], k[None], v[None], None, bounds, self._bounds,
-            1 if single else self._longest, self._longest, 0.0, 0, True, scale=scale,
+            1 if single else self._longest, self._longest, 0.0, int(causal), True, scale=scale,
         )[0]  # fmt: skip
         return attended[0]
 
@@ -86,6 +92,7 @@ def _attend_anywhere(
     bounds: torch.Tensor,
     runs: int,
     scale: float,
+    causal: bool,
 ) -> torch.Tensor:
     """The same by a table of what may see what: for processors, which have no kernel for it, and small batches.
 
@@ -97,7 +104,17 @@ def _attend_anywhere(
     )
     q, k, v = (states.unflatten(0, (runs, -1)).transpose(1, 2) for states in (q, k, v))
     seen = (of_queries[:, :, None] == of_keys[:, None, :])[:, None]
+    if causal:
+        seen = seen.tril()
     return functional.scaled_dot_product_attention(q, k, v, seen, scale=scale).transpose(1, 2).flatten(0, 1)
+
+
+def _read_lengths(encoded: Encoded) -> np.ndarray:
+    """Tokens of each example up to the one that a decoder's head reads: the last that is not the padding token."""
+    batch = encoded.batch(np.arange(len(encoded)))
+    words = batch["attention_mask"].astype(bool) & (batch["input_ids"] != encoded.pad_id)
+    places: np.ndarray = (words * np.arange(words.shape[1])).argmax(1)
+    return places + 1
 
 
 class PackExamples:
@@ -107,18 +124,19 @@ class PackExamples:
         encoded: the examples.
         orders: of each run, int64 (its steps, batch).
         device: where the tables lie.
+        causal: whether a token sees none after it.
     """
 
-    def __init__(self, encoded: Encoded, orders: Sequence[np.ndarray], device: str) -> None:
+    def __init__(self, encoded: Encoded, orders: Sequence[np.ndarray], device: str, causal: bool = False) -> None:
         most = max(len(order) for order in orders)
-        self._longest = int(encoded.lengths.max())
+        lengths = _read_lengths(encoded) if causal else encoded.lengths
         padded = np.stack([np.pad(order, ((0, most - len(order)), (0, 0)), mode="edge") for order in orders])
-        self._tokens = [encoded.lengths[order].sum(1) for order in orders]
+        self._tokens = [lengths[order].sum(1) for order in orders]
         self._order = torch.from_numpy(padded).to(device)
-        self._tables = Tables(encoded, device)
+        self._tables = Tables(encoded, device, causal)
 
     def tokens(self, run: int, step: int) -> int:
-        """Real tokens of a run's step."""
+        """Tokens of a run's step that its head can see."""
         return int(self._tokens[run][step])
 
     def width(self, steps: Sequence[int]) -> int:
@@ -133,12 +151,17 @@ class PackExamples:
 
 
 class Tables:
-    """A split on the device."""
+    """A split on the device.
 
-    def __init__(self, encoded: Encoded, device: str) -> None:
+    Args:
+        encoded: its examples.
+        causal: whether a token sees none after it, so that what stands behind the one that is read is left out.
+    """
+
+    def __init__(self, encoded: Encoded, device: str, causal: bool = False) -> None:
         every = encoded.batch(np.arange(len(encoded)))
-        self.longest, self._pad = every["input_ids"].shape[1], encoded.pad_id
-        self.lengths = torch.from_numpy(encoded.lengths).to(device)
+        self.longest, self._pad, self._causal = every["input_ids"].shape[1], encoded.pad_id, causal
+        self.lengths = torch.from_numpy(_read_lengths(encoded) if causal else encoded.lengths).to(device)
         self._ids, self._types, self._labels = (
             None if key not in every else torch.from_numpy(every[key]).to(device)
             for key in ("input_ids", "token_type_ids", "labels")
@@ -146,7 +169,7 @@ class Tables:
 
     def batch(self, rows: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor | None, Flat, torch.Tensor]:
         """The examples `rows`, int64 (runs, n), with `width` tokens for each run; see `PackExamples.batch`."""
-        flat = Flat(self.lengths[rows], width, self.longest)
+        flat = Flat(self.lengths[rows], width, self.longest, self._causal)
         examples = rows.gather(1, flat.place.clamp(max=rows.shape[1] - 1)).view(-1)
         assert self._ids is not None
         assert self._labels is not None

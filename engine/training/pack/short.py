@@ -17,29 +17,59 @@ import triton.language as tl
 
 
 @triton.jit
-def _shares(queries, keys, rows, length, scale, PRECISION: tl.constexpr):
-    """Softmax of the scores, (rows, keys); keys beyond the text have no share."""
+def _shares(queries, keys, rows, length, scale, CAUSAL: tl.constexpr, PRECISION: tl.constexpr):
+    """Softmax of the scores, (rows, keys); keys beyond the text, or behind a query that sees none, have no share."""
     scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale
-    scores = tl.where(rows[None, :] < length, scores, float("-inf"))
+    seen = rows[None, :] < length
+    if CAUSAL:
+        seen = seen & (rows[None, :] <= rows[:, None])
+    scores = tl.where(seen, scores, float("-inf"))
     shares = tl.exp(scores - tl.max(scores, 1)[:, None])
     return shares / tl.sum(shares, 1)[:, None]
 
 
 @triton.jit
-def _forward_tile(q, k, v, out, at, length, width, scale, D: tl.constexpr, SIDE: tl.constexpr, PRECISION: tl.constexpr):
+def _forward_tile(
+    q,
+    k,
+    v,
+    out,
+    at,
+    length,
+    width,
+    scale,
+    D: tl.constexpr,
+    SIDE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     rows = tl.arange(0, SIDE)
     places = at + rows[:, None] * width + tl.arange(0, D)[None, :]
     real = rows[:, None] < length
     queries = tl.load(q + places, mask=real, other=0.0)
     keys = tl.load(k + places, mask=real, other=0.0)
     values = tl.load(v + places, mask=real, other=0.0)
-    shares = _shares(queries, keys, rows, length, scale, PRECISION)
+    shares = _shares(queries, keys, rows, length, scale, CAUSAL, PRECISION)
     tl.store(out + places, tl.dot(shares, values, input_precision=PRECISION), mask=real)
 
 
 @triton.jit
 def _backward_tile(
-    q, k, v, given, dq, dk, dv, at, length, width, scale, D: tl.constexpr, SIDE: tl.constexpr, PRECISION: tl.constexpr
+    q,
+    k,
+    v,
+    given,
+    dq,
+    dk,
+    dv,
+    at,
+    length,
+    width,
+    scale,
+    D: tl.constexpr,
+    SIDE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     rows = tl.arange(0, SIDE)
     places = at + rows[:, None] * width + tl.arange(0, D)[None, :]
@@ -48,7 +78,7 @@ def _backward_tile(
     keys = tl.load(k + places, mask=real, other=0.0)
     values = tl.load(v + places, mask=real, other=0.0)
     gradient = tl.load(given + places, mask=real, other=0.0)
-    shares = _shares(queries, keys, rows, length, scale, PRECISION)
+    shares = _shares(queries, keys, rows, length, scale, CAUSAL, PRECISION)
     of_shares = tl.dot(gradient, tl.trans(values), input_precision=PRECISION)
     of_scores = shares * (of_shares - tl.sum(shares * of_shares, 1)[:, None]) * scale
     tl.store(dv + places, tl.dot(tl.trans(shares), gradient, input_precision=PRECISION), mask=real)
@@ -57,25 +87,27 @@ def _backward_tile(
 
 
 @triton.jit
-def _forward(q, k, v, out, bounds, width, scale, D: tl.constexpr, PRECISION: tl.constexpr):
+def _forward(q, k, v, out, bounds, width, scale, D: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr):
     start = tl.load(bounds + tl.program_id(0)).to(tl.int64)
     length = tl.load(bounds + tl.program_id(0) + 1) - start
     at = start * width + tl.program_id(1) * D
     if length > 32:
-        _forward_tile(q, k, v, out, at, length, width, scale, D, 64, PRECISION)
+        _forward_tile(q, k, v, out, at, length, width, scale, D, 64, CAUSAL, PRECISION)
     elif length > 0:
-        _forward_tile(q, k, v, out, at, length, width, scale, D, 32, PRECISION)
+        _forward_tile(q, k, v, out, at, length, width, scale, D, 32, CAUSAL, PRECISION)
 
 
 @triton.jit
-def _backward(q, k, v, given, dq, dk, dv, bounds, width, scale, D: tl.constexpr, PRECISION: tl.constexpr):
+def _backward(
+    q, k, v, given, dq, dk, dv, bounds, width, scale, D: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr
+):
     start = tl.load(bounds + tl.program_id(0)).to(tl.int64)
     length = tl.load(bounds + tl.program_id(0) + 1) - start
     at = start * width + tl.program_id(1) * D
     if length > 32:
-        _backward_tile(q, k, v, given, dq, dk, dv, at, length, width, scale, D, 64, PRECISION)
+        _backward_tile(q, k, v, given, dq, dk, dv, at, length, width, scale, D, 64, CAUSAL, PRECISION)
     elif length > 0:
-        _backward_tile(q, k, v, given, dq, dk, dv, at, length, width, scale, D, 32, PRECISION)
+        _backward_tile(q, k, v, given, dq, dk, dv, at, length, width, scale, D, 32, CAUSAL, PRECISION)
 
 
 class ShortAttention(torch.autograd.Function):
@@ -86,14 +118,15 @@ class ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor, scale: float
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor, scale: float, causal: bool
     ) -> torch.Tensor:
         """Like `q`."""
         out = torch.empty_like(q)
         _, heads, size = q.shape
-        _forward[(len(bounds) - 1, heads)](q, k, v, out, bounds, heads * size, scale, size, _precision(), num_warps=2)
+        grid = (len(bounds) - 1, heads)
+        _forward[grid](q, k, v, out, bounds, heads * size, scale, size, causal, _precision(), num_warps=2)
         ctx.save_for_backward(q, k, v, bounds)
-        ctx.scale = scale
+        ctx.scale, ctx.causal = scale, causal
         return out
 
     @staticmethod
@@ -103,9 +136,20 @@ class ShortAttention(torch.autograd.Function):
         _, heads, size = q.shape
         found = [torch.empty_like(q) for _ in range(3)]
         _backward[(len(bounds) - 1, heads)](
-            q, k, v, given[0].contiguous(), *found, bounds, heads * size, ctx.scale, size, _precision(), num_warps=4
+            q,
+            k,
+            v,
+            given[0].contiguous(),
+            *found,
+            bounds,
+            heads * size,
+            ctx.scale,
+            size,
+            ctx.causal,
+            _precision(),
+            num_warps=4,
         )
-        return *found, None, None
+        return *found, None, None, None
 
 
 def _precision() -> str:

@@ -108,7 +108,8 @@ class Pack:
         built, encoded = members[0].built, members[0].encoded
         train = built.spec.train
         self._device, self._clip, self._decay = train.device, train.clip, train.weight_decay
-        self._examples = PackExamples(encoded, [member.order for member in members], train.device)
+        self._causal = built.setting.source.family.head_reads == "last"
+        self._examples = PackExamples(encoded, [member.order for member in members], train.device, self._causal)
         self._stacks = Stacks([member.built for member in members])
         for run, member in enumerate(members):
             self._stacks.adopt(run, member.optimizer)
@@ -181,7 +182,7 @@ class Pack:
     def _tables_of(self, encoded: Encoded) -> Tables:
         """A split on the device, where it stays: every point of the curves asks for the same one."""
         if id(encoded) not in self._tables:
-            self._tables[id(encoded)] = encoded, Tables(encoded, self._device)
+            self._tables[id(encoded)] = encoded, Tables(encoded, self._device, self._causal)
         return self._tables[id(encoded)][1]
 
     @torch.no_grad()
@@ -193,7 +194,7 @@ class Pack:
         for start in range(0, len(chosen), each):
             part = chosen[by_length[start : start + each]]
             rows = torch.from_numpy(part).to(self._device).expand(runs, -1)
-            ids, types, flat, _ = tables.batch(rows, int(encoded.lengths[part].sum()))
+            ids, types, flat, _ = tables.batch(rows, int(tables.lengths[rows[0]].sum()))
             parts.append(self._forward(self._model, ids, types, flat).view(runs, len(part), -1).float())
             if progress:
                 progress(start + len(part), len(chosen))
