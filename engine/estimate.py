@@ -84,18 +84,17 @@ def largest_batch(lengths: Sequence[int] | np.ndarray, count: int) -> int:
 def memory_parts(work: Workload, device: str) -> dict[str, int]:
     """Peak memory in bytes by what holds it: process, weights, gradients, optimizer, activations."""
     total = sum(p.size for p in work.architecture.parameters)
-    widest = max((p.shape[0] for p in work.architecture.linears()), default=work.architecture.hidden)
-    per_token = work.architecture.layers * (8 * work.architecture.hidden + 2 * widest)
-    activations = 4 * per_token * work.longest * work.batch_size
+    kept, passing = _states(work.architecture)
+    activations = 4 * work.architecture.layers * kept * work.longest * work.batch_size
     shares = 4 * work.architecture.heads * work.longest**2 * work.batch_size
     if not work.differentiates:  # one layer at a time, and none of it is kept
         activations //= max(1, work.architecture.layers)
     gradients = 4 * work.dense_gradients if work.differentiates else 0
     if device == "cpu":
-        kept = work.architecture.layers if work.longest <= KEPT_LENGTH and work.differentiates else 2
-        activations += kept * shares
+        layers = work.architecture.layers if work.longest <= KEPT_LENGTH and work.differentiates else 2
+        activations += layers * shares
     else:  # gradients are gone when an evaluation keeps one layer's states of many examples
-        evaluating = 4 * work.evaluated_at_once * (3 * work.architecture.hidden + 2 * widest)
+        evaluating = 4 * work.evaluated_at_once * passing
         activations = max(activations, evaluating - gradients) + GPU_WORKSPACE_BYTES
     return {
         "process": PROCESS_BYTES if device == "cpu" else 0,
@@ -104,6 +103,19 @@ def memory_parts(work: Workload, device: str) -> dict[str, int]:
         "optimizer": 8 * work.trainable if work.differentiates else 0,
         "activations": activations,
     }
+
+
+def _states(architecture: Architecture) -> tuple[int, int]:
+    """Numbers that a layer holds for each token: for the backward pass, and at once where there is none.
+
+    A gated layer holds the gate before and after its activation, what it opens, and the product; its norms keep
+    their inputs and what they made of them.
+    """
+    linears = architecture.linears()
+    hidden, widest = architecture.hidden, max((p.shape[0] for p in linears), default=architecture.hidden)
+    if any(p.role == "gate" for p in linears):
+        return 10 * hidden + 4 * widest, 5 * hidden + 4 * widest
+    return 8 * hidden + 2 * widest, 3 * hidden + 2 * widest
 
 
 def seconds(work: Workload, device: str, threads: int, home: Path) -> float:
