@@ -73,6 +73,7 @@ class Selective(Method):
     """Base of the methods that train k single weights with state for these k only."""
 
     family = "selective"
+    selects = True
     views: ClassVar[tuple[str, ...]] = ("mask", "plane", "change")
     composes = True
     export_formats: ClassVar[tuple[str, ...]] = ("delta", "merged")
@@ -209,6 +210,9 @@ class Selective(Method):
         """The optimizer of the selected entries; there once the method is attached."""
         assert self._sparse is not None, "attach first"
         return self._sparse
+
+    def entries(self) -> SparseAdamW:
+        return self.sparse
 
     def streamed(self) -> list[tuple[str, nn.Parameter]]:
         rows = zip(self.rows, self._tensors, strict=True)

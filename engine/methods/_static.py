@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from engine.methods._selective import Selective
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 class StaticMask(Selective):
     """Base of the methods that choose all their entries before the first step."""
+
+    packs: ClassVar[tuple[str, ...] | None] = ()
 
     def choose(
         self,

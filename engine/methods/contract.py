@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from engine.sparse.optimizer import SparseAdamW
+
 Family = Literal["baseline", "additive", "selective", "reparameterised", "mixture", "zeroth-order"]
 
 
@@ -150,11 +152,13 @@ class Method:
 
     Of a captured step only the work on tensors is repeated: its hooks are called a few times in all.
     """
-    packs: ClassVar[tuple[str, ...]] = ()
-    """Settings in which runs may differ that share one pass over their model; none where they cannot share it.
+    packs: ClassVar[tuple[str, ...] | None] = None
+    """Settings in which runs may differ that share one pass over their model; None where they cannot share it.
 
-    They can where all that is trained, from first step to last, are `products` beside linear layers.
+    They can where all that is trained, from first step to last, are `products` beside linear layers, or `entries`.
     """
+    selects: ClassVar[bool] = False
+    """Whether what it trains are single weights: `entries`."""
     not_capturable: ClassVar[str] = ""
     """Why not all of its step can be captured; empty when it can."""
     export_formats: ClassVar[tuple[str, ...]] = ("merged",)
@@ -300,6 +304,10 @@ class Method:
 
     def products(self) -> list[Product]:
         """What it adds to linear layers, in model order; only where it `packs`."""
+        return []
+
+    def entries(self) -> SparseAdamW:
+        """The optimizer of the single weights that it `selects`."""
         raise NotImplementedError(type(self).__name__)
 
     def findings(self) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class LoRA(PeftMethod):
         "the adapters alone, as this lab does."
     )
     Config: ClassVar[type[MethodConfig]] = LowRankConfig
-    packs: ClassVar[tuple[str, ...]] = ("rank", "rank_pattern", "alpha")
+    packs: ClassVar[tuple[str, ...] | None] = ("rank", "rank_pattern", "alpha")
 
     @classmethod
     def ranks_of(cls, architecture: Architecture, config: Any) -> dict[str, int]:

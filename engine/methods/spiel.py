@@ -144,6 +144,7 @@ class SpIEL(StaticMask):
     Config: ClassVar[type[MethodConfig]] = SpielConfig
     composes = False
     grows = False
+    packs = None
     correction = "entry"
     anchored = True
     captured = "gradients"

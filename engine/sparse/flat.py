@@ -234,6 +234,10 @@ class FlatSparseAdamW(SparseAdamW):
         """Give every tensor a place of its own in memory."""
         self.flat.separate()
 
+    def move_to(self, value: torch.Tensor, m: torch.Tensor, v: torch.Tensor, steps: torch.Tensor) -> None:
+        super().move_to(value, m, v, steps)
+        self.flat.values = self.flat.values.new_empty(0)
+
     def gather_part(self, part: Part, gradient: torch.Tensor, mark: float | None = None) -> None:
         """Take the gradients of the selected entries of one part, fp32 (n,), and mark them there, if asked to."""
         address, taken = self._where["address"], self._values["gradient"]

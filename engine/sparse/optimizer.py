@@ -252,6 +252,19 @@ class SparseAdamW:
                 target = self._flat(number)
                 put(target, indices, values.index_select(0, slots).to(target.dtype))
 
+    def move_to(self, value: torch.Tensor, m: torch.Tensor, v: torch.Tensor, steps: torch.Tensor) -> None:
+        """Go on in other memory, where somebody else updates: what is there is this state from now on.
+
+        Args:
+            value, m, v: fp32 (count,).
+            steps: updates done, float64, 0-d.
+        """
+        for key, place in (("value", value), ("m", m), ("v", v)):
+            place.copy_(self._values[key][: self.count])
+            self._values[key] = place
+        steps.copy_(self._steps)
+        self._steps = steps
+
     def scalars(self) -> int:
         """Scalars of optimizer state in use: two moments per selected entry."""
         return 2 * self.count

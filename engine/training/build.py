@@ -75,11 +75,11 @@ def build(spec: RunSpec, caches: Caches) -> Built:
     placed = _placed_model(base, spec, setting, caches)
     resident = 0 if spec.train.device == "cpu" else torch.cuda.memory_allocated(spec.train.device)
     head_names = {p.name for p in setting.architecture.head}
-    # What shares a pass with other runs leaves the base model as it is, so that all can stand on the same tensors.
-    packed = spec.train.execution == "packed"
-    model = copy_sharing(placed, but=head_names) if packed else copy.deepcopy(placed)
-    head = [(name, parameter) for name, parameter in model.named_parameters() if name in head_names]
     method = make_method(spec, setting.architecture)
+    # Products beside frozen layers leave the base model as it is, so that all runs of a pass can stand on its tensors.
+    shared = spec.train.execution == "packed" and not method.selects
+    model = copy_sharing(placed, but=head_names) if shared else copy.deepcopy(placed)
+    head = [(name, parameter) for name, parameter in model.named_parameters() if name in head_names]
     model = method.attach(model)  # which attaches what it stands on first
     for _, parameter in head:
         parameter.requires_grad_(True)

@@ -204,7 +204,8 @@ class Recorder:
     def _plane_probe(self, built: Built) -> plane.PlaneProbe:
         part = next(part for part in chain(self.method) if "plane" in part.views)
         rows = part.trainables(part.context.architecture, part.config)
-        whole = built.spec.train.execution == "graph" and built.method.captured == "step"
+        execution = built.spec.train.execution
+        whole = execution == "packed" or (execution == "graph" and built.method.captured == "step")
         return plane.PlaneProbe(part, rows, built.spec.train.device, sees=not whole)
 
     def _follow_turns(self) -> Iterator[Followed]:

@@ -1,7 +1,8 @@
 """One frozen model with the adapters and heads of several runs, stacked.
 
 All rows of a forward pass are ordered by run. A frozen layer sees them as one large batch; beside
-it, each run's own thin matrices multiply its own rows, as one batched product for all runs.
+it, each run's own thin matrices multiply its own rows, as one batched product for all runs. Where
+runs change single weights of a layer, each has its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from engine.training.build import Built, copy_sharing
+from engine.training.pack.entries import Entries, with_own
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,16 @@ class Stacks:
     def __init__(self, runs: Sequence[Built]) -> None:
         self._slots: list[Slot] = []
         self._trained: list[tuple[nn.Parameter, torch.Tensor]] = []
-        self._size = 0
+        # Of a method that selects single weights, these are at the front of each row.
+        selects = runs[0].method.selects
+        self._size = runs[0].method.entries().count if selects else 0
         self.products = self._products(runs)
         self.heads = self._heads(runs)
         device = runs[0].head[0][1].device
         self.values, self.gradients, self.first, self.second = (
             torch.zeros(len(runs), self._size, device=device) for _ in range(4)
         )
+        self.entries = Entries(runs, self._size) if selects else None
 
     def adopt(self, run: int, optimizer: torch.optim.Optimizer) -> None:
         """Take over a run's weights and moments: its own tensors become views of its row."""
@@ -72,6 +77,9 @@ class Stacks:
                 slot.of(self.values, run).copy_(parameter)
                 parameter.data = slot.of(self.values, run)
                 state["exp_avg"], state["exp_avg_sq"] = slot.of(self.first, run), slot.of(self.second, run)
+            if self.entries is not None:
+                own = (rows[run, : self.entries.count] for rows in (self.values, self.first, self.second))
+                self.entries.adopt(run, *own)
 
     def trained(self, slot: Slot) -> nn.Parameter:
         """A slot as a tensor to differentiate by; its values are those of the buffer."""
@@ -82,7 +90,17 @@ class Stacks:
     def differentiate(self, loss: torch.Tensor) -> None:
         """Put the gradients of a loss into their buffer."""
         parameters, places = zip(*self._trained, strict=True)
-        torch._foreach_copy_(list(places), list(torch.autograd.grad(loss, parameters)))
+        whole = list(self.entries.tensors.values()) if self.entries is not None else []
+        gradients = torch.autograd.grad(loss, [*parameters, *whole])
+        torch._foreach_copy_(list(places), list(gradients[: len(places)]))
+        if self.entries is not None:
+            self.entries.gather(gradients[len(places) :], self.gradients)
+
+    def updated(self, moves: torch.Tensor) -> None:
+        """After an update of the values: of the runs that `moves` says, bool (runs,)."""
+        if self.entries is not None:
+            self.entries.write(self.values)
+            self.entries.steps += moves
 
     def _products(self, runs: Sequence[Built]) -> dict[str, tuple[Slot, Slot, torch.Tensor]]:
         """By module: the slots of A and B, and each run's scale as (runs, 1, 1)."""
@@ -164,6 +182,8 @@ class PackedHead(nn.Module):
 def packed_model(base: nn.Module, stacks: Stacks) -> nn.Module:
     """A copy of the base model, on its tensors, that trains what is stacked and nothing else."""
     model = copy_sharing(base).requires_grad_(False).eval()
+    if stacks.entries is not None:
+        with_own(model, stacks.entries.tensors)
     for name, (a, b, scales) in stacks.products.items():
         plain = model.get_submodule(name)
         assert isinstance(plain, nn.Linear), name

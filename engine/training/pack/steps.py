@@ -46,7 +46,7 @@ class Member:
         self._clock = 0.0
 
     def show(self, witness: Witness) -> None:
-        raise NotImplementedError("no method that packs compares gradients")
+        raise NotImplementedError("steps of a pack are captured whole")
 
     def start(self, done: int) -> None:
         self.done = self._read = done
@@ -212,6 +212,7 @@ class Pack:
         right = (logits.detach().argmax(-1) == labels).float().mean(1)
         with torch.no_grad():
             norms = self._update()
+            self._stacks.updated(self._moves)
             rows = torch.arange(len(labels), device=labels.device) * self._most
             # One that has no steps left writes over its last row: what that holds is nobody's step.
             rows += self._steps.clamp(max=self._most - 1)
