@@ -111,7 +111,7 @@ def make_plan(spec: RunSpec) -> Plan:
         setting.dataset,
         drops=_drops(choice),
         captured=bool(method.captured),
-        packs=method.packs is not None and choice.on is None,
+        packs=bool(method.packs) and choice.on is None,
     )
     resolved = spec.model_copy(
         update={"method": choice, "train": train, "dataset": _placed(spec.dataset), "model": setting.source.id}

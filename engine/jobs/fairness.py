@@ -80,7 +80,7 @@ def _pack_key(row: RunRow) -> str | None:
     train, method = row.spec["train"], row.spec["method"]
     if train.get("execution") != "packed":
         return None
-    free = method_named(method["name"]).packs or ()
+    free = method_named(method["name"]).differs
     shared = row.spec | {
         "train": {key: value for key, value in train.items() if key not in _OF_ONE_RUN},
         "method": {key: value for key, value in method.items() if key not in free},

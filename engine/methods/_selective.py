@@ -73,7 +73,6 @@ class Selective(Method):
     """Base of the methods that train k single weights with state for these k only."""
 
     family = "selective"
-    selects = True
     views: ClassVar[tuple[str, ...]] = ("mask", "plane", "change")
     composes = True
     export_formats: ClassVar[tuple[str, ...]] = ("delta", "merged")

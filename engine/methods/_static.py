@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from engine.methods._selective import Selective
+from engine.methods.contract import Stacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 class StaticMask(Selective):
     """Base of the methods that choose all their entries before the first step."""
 
-    packs: ClassVar[tuple[str, ...] | None] = ()
+    packs: ClassVar[Stacked] = "entries"
 
     def choose(
         self,

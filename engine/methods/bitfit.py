@@ -120,6 +120,7 @@ class BitFit(WholeTensors):
     )
     Config: ClassVar[type[MethodConfig]] = BitFitConfig
     views: ClassVar[tuple[str, ...]] = ("bias",)
+    packs = "tensors"
     export_formats: ClassVar[tuple[str, ...]] = ("delta", "merged")
 
     # --- declaration -------------------------------------------------------------------------

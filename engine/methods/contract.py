@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from engine.sparse.optimizer import SparseAdamW
 
+Stacked = Literal["", "products", "entries", "tensors"]
+"""What runs of a method stack to share one pass over their model."""
 Family = Literal["baseline", "additive", "selective", "reparameterised", "mixture", "zeroth-order"]
 
 
@@ -152,13 +154,14 @@ class Method:
 
     Of a captured step only the work on tensors is repeated: its hooks are called a few times in all.
     """
-    packs: ClassVar[tuple[str, ...] | None] = None
-    """Settings in which runs may differ that share one pass over their model; None where they cannot share it.
+    packs: ClassVar[Stacked] = ""
+    """What runs of it stack to share one pass over their model; empty where they cannot share it.
 
-    They can where all that is trained, from first step to last, are `products` beside linear layers, or `entries`.
+    They can where all that is trained, from first step to last, are `products` beside linear layers, `entries`, or
+    the tensors of `parameters`.
     """
-    selects: ClassVar[bool] = False
-    """Whether what it trains are single weights: `entries`."""
+    differs: ClassVar[tuple[str, ...]] = ()
+    """Settings in which runs that share a pass may differ."""
     not_capturable: ClassVar[str] = ""
     """Why not all of its step can be captured; empty when it can."""
     export_formats: ClassVar[tuple[str, ...]] = ("merged",)
@@ -303,11 +306,11 @@ class Method:
         return None
 
     def products(self) -> list[Product]:
-        """What it adds to linear layers, in model order; only where it `packs`."""
+        """What it adds to linear layers, in model order."""
         return []
 
     def entries(self) -> SparseAdamW:
-        """The optimizer of the single weights that it `selects`."""
+        """The optimizer of the single weights that it trains."""
         raise NotImplementedError(type(self).__name__)
 
     def findings(self) -> dict[str, Any]:

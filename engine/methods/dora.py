@@ -64,7 +64,7 @@ class DoRA(LoRA):
         f"best of 1e-3, 2e-3 and 4e-3 by {TUNED_BY}, budget 26,112",
         {"nano-bert": LearningRate(1e-2, f"{TUNED_ON_NANO_CPU}, budget 5,888")},
     )
-    packs = None
+    packs = ""
     notes = (
         "The paper writes the lengths as a 1 by k row of column norms. It reads W as inputs by outputs; in PyTorch's "
         "layout, outputs by inputs, they are the norms of the rows, one per output, as in the authors' code and in "

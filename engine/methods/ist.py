@@ -143,7 +143,7 @@ class IST(LoRA):
         "for; here as many are compared as there are. The budget counts all adapters."
     )
     Config: ClassVar[type[MethodConfig]] = IstConfig
-    packs = None
+    packs = ""
     steady = False
     views: ClassVar[tuple[str, ...]] = ("importance", *LoRA.views)
     scores_first = True

@@ -98,7 +98,7 @@ class LIFT(MatchesLora):
     )
     Config: ClassVar[type[MethodConfig]] = LiftConfig
     grows = False
-    packs = None
+    packs = ""
     captured = "gradients"
     not_capturable = "Now and then it decomposes every matrix and changes what it trains."
 

@@ -65,6 +65,7 @@ class LinearProbe(Method):
         "features without regularisation."
     )
     views: ClassVar[tuple[str, ...]] = ()
+    packs = "tensors"
 
     @classmethod
     def trainables(cls, architecture: Architecture, config: Any) -> tuple[Parameter, ...]:

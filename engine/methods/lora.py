@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from engine.errors import BudgetError, SpecError
 from engine.methods._peft import ADAPTER, MAX_RANK, AdapterConfig, PeftMethod, in_out
-from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, MethodConfig, Paper, largest
+from engine.methods.contract import TUNED_BY, TUNED_ON_NANO, LearningRate, MethodConfig, Paper, Stacked, largest
 from engine.methods.observed import Product
 from engine.methods.registry import register
 from engine.models.architecture import Architecture, Parameter
@@ -100,7 +100,8 @@ class LoRA(PeftMethod):
         "the adapters alone, as this lab does."
     )
     Config: ClassVar[type[MethodConfig]] = LowRankConfig
-    packs: ClassVar[tuple[str, ...] | None] = ("rank", "rank_pattern", "alpha")
+    packs: ClassVar[Stacked] = "products"
+    differs = ("rank", "rank_pattern", "alpha")
 
     @classmethod
     def ranks_of(cls, architecture: Architecture, config: Any) -> dict[str, int]:

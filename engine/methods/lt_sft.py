@@ -87,7 +87,7 @@ class LTSFT(StaticMask):
     Config: ClassVar[type[MethodConfig]] = LtSftConfig
     composes = False
     captured = ""
-    packs = None
+    packs = ""
     not_capturable = "In mid-run it goes back and trains other weights."
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:

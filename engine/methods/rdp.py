@@ -94,7 +94,7 @@ class RdpLoRA(ActiveTensors, LoRA):
         r"e(l)": "up to which tolerance the corner stays; the layers with the largest get adapters",
     }
     lr = LearningRate(1e-2, f"best of 3e-4, 1e-3, 3e-3, 1e-2 and 3e-2 by {TUNED_BY}, own settings")
-    packs = None
+    packs = ""
     notes = (
         "A reconstruction from the abstract, as no code was published: how points are averaged and how a number of "
         "layers is reached are this lab's. Instead of a tolerance the number of layers is given, and the corners that "

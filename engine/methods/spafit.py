@@ -85,7 +85,7 @@ class SPAFIT(LoRA):
         r"r, \alpha": "rank and scale",
     }
     lr = LearningRate(3e-3, f"best of 3e-4, 1e-3, 3e-3, 1e-2 and 3e-2 by {TUNED_BY}, own settings")
-    packs = None
+    packs = ""
     notes = (
         "A reconstruction from the paper's description: group one is frozen, group two trains biases only, group three "
         "has LoRA at chosen attention matrices and trains biases elsewhere. The paper tries several borders on "

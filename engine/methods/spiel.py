@@ -144,7 +144,7 @@ class SpIEL(StaticMask):
     Config: ClassVar[type[MethodConfig]] = SpielConfig
     composes = False
     grows = False
-    packs = None
+    packs = ""
     correction = "entry"
     anchored = True
     captured = "gradients"

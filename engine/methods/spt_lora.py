@@ -124,7 +124,7 @@ class SptLoRA(SPT):
     export_formats: ClassVar[tuple[str, ...]] = ("merged",)
     composes = False
     steady = False
-    packs = None
+    packs = ""
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
         super().__init__(config, context, inner)

@@ -110,7 +110,7 @@ class TunedHeads(StaticMask):
     scattered = False
     composes = False
     captured = ""
-    packs = None
+    packs = ""
     not_capturable = "In mid-run it switches heads off, looks at the losses, and trains what it has found."
 
     def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:

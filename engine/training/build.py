@@ -77,7 +77,7 @@ def build(spec: RunSpec, caches: Caches) -> Built:
     head_names = {p.name for p in setting.architecture.head}
     method = make_method(spec, setting.architecture)
     # Products beside frozen layers leave the base model as it is, so that all runs of a pass can stand on its tensors.
-    shared = spec.train.execution == "packed" and not method.selects
+    shared = spec.train.execution == "packed" and method.packs == "products"
     model = copy_sharing(placed, but=head_names) if shared else copy.deepcopy(placed)
     head = [(name, parameter) for name, parameter in model.named_parameters() if name in head_names]
     model = method.attach(model)  # which attaches what it stands on first

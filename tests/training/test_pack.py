@@ -85,20 +85,20 @@ def test_runs_of_other_seeds_steps_rates_and_ranks_end_as_alone(home: Path, smal
         assert all(torch.allclose(ours[key], theirs[key], atol=2e-3) for key in ours)
 
 
+@pytest.mark.parametrize("method", [None, {"name": "random_mask", "k": 2000}], ids=["lora", "random mask"])
 @pytest.mark.parametrize("name", PACKED)
-def test_every_family_whose_head_reads_a_single_token(home: Path, small: Path, tmp_path: Path, name: str) -> None:
+def test_every_family_whose_head_reads_a_single_token(
+    home: Path, small: Path, tmp_path: Path, name: str, method: dict[str, Any] | None
+) -> None:
     folder = save_tokenizer(save_tiny(name, tmp_path / "model"), "bert")
-    ids = [packed(home, small, model=str(folder), seed=seed, steps=10) for seed in (1, 2)]
+    ids = [packed(home, small, method, model=str(folder), seed=seed, steps=10) for seed in (1, 2)]
     run_jobs(home, ids, Caches())
     for run_id in ids:
         assert np.abs(np.subtract(losses(home, run_id), losses(home, alone(home, run_id)))).max() < 1e-4
 
 
-SELECTIVE = sorted(name for name, method in methods().items() if method.packs is not None and method.selects)
-
-
-@pytest.mark.parametrize("name", SELECTIVE)
-def test_every_method_that_selects_weights_and_packs(home: Path, small: Path, name: str) -> None:
+@pytest.mark.parametrize("name", sorted(name for name, method in methods().items() if method.packs))
+def test_every_method_that_packs_ends_as_alone(home: Path, small: Path, name: str) -> None:
     choice: dict[str, Any] = (
         {"name": name} if "k" not in methods()[name].Config.model_fields else {"name": name, "k": 90}
     )
@@ -227,7 +227,9 @@ def test_who_shares_a_pass(home: Path, small: Path) -> None:
 def test_the_plan_offers_it_on_a_gpu_and_to_those_alone_that_can(home: Path, small: Path) -> None:
     with pytest.raises(SpecError, match="it is for a GPU"):
         make_plan(parse_spec(spec_data(small, {"name": "lora"}, device="cpu", execution="packed")))
-    assert "packed" in {name for name, method in methods().items() if method.packs is not None}
+    packing = {name for name, method in methods().items() if method.packs}
+    assert {"lora", "bitfit", "fish", "pafi"} <= packing
+    assert packing.isdisjoint({"dora", "full", "id3", "gmt", "spiel", "lt_sft", "lift", "mezo"})
 
 
 @pytest.mark.parametrize("asked", ["all", "one"])

@@ -1,7 +1,7 @@
 """Single weights of several runs, and the layers that hold each run's own copy of a tensor.
 
-Where a run changes single weights of a tensor, the pack has that tensor once for each run; all other
-tensors are the base model's.
+Where a run changes a tensor, or single weights of it, the pack has that tensor once for each run; all
+other tensors are the base model's.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 All rows of a forward pass are ordered by run. A frozen layer sees them as one large batch; beside
 it, each run's own thin matrices multiply its own rows, as one batched product for all runs. Where
-runs change single weights of a layer, each has its own.
+runs change the layer itself, each has its own.
 """
 
 from __future__ import annotations
@@ -55,16 +55,17 @@ class Stacks:
     def __init__(self, runs: Sequence[Built]) -> None:
         self._slots: list[Slot] = []
         self._trained: list[tuple[nn.Parameter, torch.Tensor]] = []
-        # Of a method that selects single weights, these are at the front of each row.
-        selects = runs[0].method.selects
-        self._size = runs[0].method.entries().count if selects else 0
+        # Selected weights are at the front of each row.
+        kind = runs[0].method.packs
+        self._size = runs[0].method.entries().count if kind == "entries" else 0
         self.products = self._products(runs)
-        self.heads = self._heads(runs)
+        self.tensors = self._named([run.method.parameters() if kind == "tensors" else [] for run in runs])
+        self.heads = self._named([run.head for run in runs])
         device = runs[0].head[0][1].device
         self.values, self.gradients, self.first, self.second = (
             torch.zeros(len(runs), self._size, device=device) for _ in range(4)
         )
-        self.entries = Entries(runs, self._size) if selects else None
+        self.entries = Entries(runs, self._size) if kind == "entries" else None
 
     def adopt(self, run: int, optimizer: torch.optim.Optimizer) -> None:
         """Take over a run's weights and moments: its own tensors become views of its row."""
@@ -111,10 +112,9 @@ class Stacks:
             found[module] = (self._slot([p.a for p in products]), self._slot([p.b for p in products]), scales)
         return found
 
-    def _heads(self, runs: Sequence[Built]) -> dict[str, Slot]:
-        """By name of the tensor."""
-        heads = zip(*(run.head for run in runs), strict=True)
-        return {same[0][0]: self._slot([parameter for _, parameter in same]) for same in heads}
+    def _named(self, tensors: Sequence[Sequence[tuple[str, nn.Parameter]]]) -> dict[str, Slot]:
+        """Slots by name of each run's tensors."""
+        return {same[0][0]: self._slot([parameter for _, parameter in same]) for same in zip(*tensors, strict=True)}
 
     def _slot(self, members: Sequence[nn.Parameter]) -> Slot:
         shape = tuple(max(sides) for sides in zip(*(parameter.shape for parameter in members), strict=True))
@@ -182,6 +182,7 @@ class PackedHead(nn.Module):
 def packed_model(base: nn.Module, stacks: Stacks) -> nn.Module:
     """A copy of the base model, on its tensors, that trains what is stacked and nothing else."""
     model = copy_sharing(base).requires_grad_(False).eval()
+    with_own(model, {name: stacks.trained(slot) for name, slot in stacks.tensors.items()})
     if stacks.entries is not None:
         with_own(model, stacks.entries.tensors)
     for name, (a, b, scales) in stacks.products.items():
