@@ -145,10 +145,11 @@ def test_one_that_diverges_ends_alone_and_its_infinities_reach_nobody(
     assert np.abs(np.subtract(losses(home, good), losses(home, alone(home, good)))).max() < 1e-4
 
 
+@pytest.mark.parametrize("method", [None, {"name": "random_mask", "k": 300}, {"name": "bitfit"}], ids=str)
 def test_one_that_is_stopped_resumes_by_itself_and_the_others_go_on(
-    home: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, small: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any] | None
 ) -> None:
-    ids = [packed(home, small, seed=seed) for seed in (1, 2, 3)]
+    ids = [packed(home, small, method, seed=seed) for seed in (1, 2, 3)]
     with monkeypatch.context() as patch:
         patch.setattr("engine.training.loop.FLUSH_SECONDS", 0.0)
         patch.setattr(
@@ -183,10 +184,11 @@ def test_an_error_of_one_is_its_own(home: Path, small: Path, monkeypatch: pytest
     assert "disk is full" in str(rows[0].error)
 
 
+@pytest.mark.parametrize("method", [None, {"name": "random_mask", "k": 300}, {"name": "bitfit"}], ids=str)
 def test_when_the_common_pass_fails_each_goes_on_alone_from_where_it_was(
-    home: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, small: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any] | None
 ) -> None:
-    ids = [packed(home, small, seed=seed) for seed in (1, 2)]
+    ids = [packed(home, small, method, seed=seed) for seed in (1, 2)]
     step, count = Pack.step, 0
 
     def out_of_memory(pack: Pack) -> None:

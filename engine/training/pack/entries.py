@@ -34,7 +34,8 @@ class Entries:
         self.count = self._sparse[0].count
         self._models = [dict(run.model.named_parameters()) for run in runs]
         self._bases = [dict(run.placed.named_parameters()) for run in runs]
-        names = [row.name for row in runs[0].method.rows]  # type: ignore[attr-defined]
+        method = runs[0].method
+        names = [row.name for row in method.trainables(method.context.architecture, method.config)]
         self.tensors: dict[str, nn.Parameter] = {}
         self._where: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.steps = torch.zeros(len(runs), dtype=torch.float64, device=self._sparse[0].clock().device)
