@@ -21,6 +21,12 @@ import difflib
 from collections.abc import Iterable
 
 
+def shown(value: object, most: int = 60) -> str:
+    """A value as it was given, for a message; the middle of a long one is left out."""
+    text = repr(value[: 2 * most] + value[-2 * most :] if isinstance(value, str) and len(value) > 4 * most else value)
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
 class EngineError(Exception):
     """An error meant to be read by a user.
 

@@ -13,6 +13,7 @@ from engine.devices import cuda_devices
 from engine.errors import ModelError, UnknownName
 from engine.models.checkpoint import architecture_of, missing_from
 from engine.models.checksums import files_sha256
+from engine.models.claims import check_config
 from engine.models.families import family_of
 from engine.models.header import read_json, weight_files
 from engine.models.hub import is_hub_id, model_snapshot
@@ -126,6 +127,7 @@ def resolve_model(ref: str) -> ModelSource:
         source = _from_hub(ref)
     else:
         raise UnknownName("model", ref, [entry.id for entry in models()])
+    check_config(source)
     architecture_of(source, 2)  # raises for what could not be loaded later
     return source
 
