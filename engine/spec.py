@@ -217,6 +217,8 @@ def read_spec(path: str | Path) -> RunSpec:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SpecError(f"Cannot read the spec file {path}: {error.strerror}.", "Check the path.") from None
+    except RecursionError:
+        raise SpecError(f"The brackets in {path} are nested too deeply.", "Write a spec as README shows it.") from None
     except (yaml.YAMLError, ValueError) as error:
         raise SpecError(f"{path} is neither YAML nor JSON: {error}.", "Correct its syntax.") from None
     return parse_spec(data)

@@ -60,7 +60,7 @@ def spec_of(arguments: argparse.Namespace) -> RunSpec:
                 raise SpecError(f"--set {path}: {key} has no fields.", "Check the field's path.")
         try:
             place[last] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError):
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise SpecError(f"--set {path}: {value!r} is not YAML.", "Close its brackets and quotes.") from None
     return parse_spec(data)
 
