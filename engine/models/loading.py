@@ -169,7 +169,7 @@ def _check_map(source: ModelSource, model: nn.Module, labels: int) -> None:
 def _check_finite(source: ModelSource, model: nn.Module) -> None:
     """Refuse weights that are not numbers: nothing that is computed with them would be one."""
     for name, tensor in model.named_parameters():
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.detach()).all():
             raise ModelError(
                 f"The weights in {source.folder} hold NaN or infinite values, the first in {name}.",
                 "Save or download the model again.",
