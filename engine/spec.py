@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from engine.errors import SpecError
+from engine.errors import SpecError, clipped, shown
 
 LARGEST_SEED = 2**31 - 1
 
@@ -200,10 +200,10 @@ def explain(error: ValidationError) -> str:
     """One sentence per wrong field of a pydantic error."""
     sentences = []
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"]) or "the spec"
-        given = item.get("input")
-        shown = f" (given: {given!r})" if isinstance(given, str | int | float) else ""
-        sentences.append(f"{place}: {item['msg']}{shown}")
+        place = clipped(".".join(str(part) for part in item["loc"])) or "the spec"
+        value = item.get("input")
+        given = f" (given: {shown(value)})" if isinstance(value, str | int | float) else ""
+        sentences.append(f"{place}: {item['msg']}{given}")
     return "; ".join(sentences) + "."
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.cli import inside, listing, models, running
-from engine.errors import EngineError
+from engine.errors import EngineError, clipped
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -74,6 +74,7 @@ def _check_text(words: Sequence[str]) -> None:
 
 def _say(as_json: bool, status: int, what: str, todo: str) -> int:
     """Say on both streams what went wrong; returns the exit status."""
+    what, todo = clipped(what), clipped(todo)
     if as_json:
         print(json.dumps({"error": what, "todo": todo}, ensure_ascii=False))
     print(f"error: {what} {todo}".strip(), file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -133,7 +134,8 @@ def resolve_model(ref: str) -> ModelSource:
 
 
 def _is_folder(ref: str) -> bool:
-    return ref.startswith((".", "/", "~")) or "\\" in ref or Path(ref).is_dir()
+    # os.path: to pathlib a text too long for a name is an error.
+    return ref.startswith((".", "/", "~")) or "\\" in ref or os.path.isdir(ref)
 
 
 def _package_folder() -> Path | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import settings
-from engine.errors import DataError
+from engine.errors import DataError, shown
 
 _JSON_LINES = {".jsonl", ".ndjson"}
 _SNIFFED = 50
@@ -56,8 +56,8 @@ class Table:
         """
         if name not in self.columns:
             raise DataError(
-                f"There is no column {name!r}.",
-                f"Columns: {', '.join(repr(column) for column in self.columns)}.",
+                f"There is no column {shown(name)}.",
+                f"Columns: {', '.join(map(shown, self.columns))}.",
             )
         return self.values[self.columns.index(name)]
 
