@@ -18,7 +18,20 @@ EngineError                 something the user can act on; carries what happened
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+
+def shown(value: object, most: int = 60) -> str:
+    """A value as it was given, for a message; the middle of a long one is left out."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
+def clipped(text: str) -> str:
+    """A message without the middle of overlong words and lines: a name in it may have thousands of letters."""
+    text = re.sub(r"\S{300,}", lambda word: f"{word[0][:100]}...{word[0][-100:]}", text)
+    return re.sub(r".{1500,}", lambda line: f"{line[0][:700]}...{line[0][-700:]}", text)
 
 
 class EngineError(Exception):
@@ -30,9 +43,9 @@ class EngineError(Exception):
     """
 
     def __init__(self, what: str, todo: str = "") -> None:
-        super().__init__(f"{what} {todo}".strip())
-        self.what = what
-        self.todo = todo
+        self.what = clipped(what)
+        self.todo = clipped(todo)
+        super().__init__(f"{self.what} {self.todo}".strip())
 
 
 class SpecError(EngineError):
@@ -53,7 +66,7 @@ class UnknownName(SpecError):
         near = difflib.get_close_matches(name, names, n=1)
         suggestion = f"Did you mean {near[0]!r}?" if near else ""
         listing = f"Known: {', '.join(names)}." if names else f"There is no {kind} yet."
-        super().__init__(f"Unknown {kind} {name!r}.", f"{suggestion} {listing}".strip())
+        super().__init__(f"Unknown {kind} {shown(name)}.", f"{suggestion} {listing}".strip())
 
 
 class BudgetError(SpecError):

@@ -177,7 +177,7 @@ def outer_architecture(choice: MethodChoice, architecture: Architecture) -> Arch
     """The map that a method sees: the model's, or what the method below it trains.
 
     Raises:
-        SpecError: when the outer method cannot stand on another.
+        SpecError: when the outer method cannot stand on another, or on this one.
     """
     if choice.on is None:
         return architecture
@@ -185,10 +185,13 @@ def outer_architecture(choice: MethodChoice, architecture: Architecture) -> Arch
     if not method.composes:
         raise SpecError(f"{method.title} cannot be put on top of another method.", "Leave out `on`.")
     inner = method_named(choice.on.name)
+    todo = "Put it on a method that adds weights, such as LoRA, or leave out `on`."
     if not inner.differentiates:
-        raise SpecError(f"{method.title} cannot stand on {inner.title}, which works without gradients.", "Swap them.")
+        raise SpecError(f"{method.title} cannot stand on {inner.title}, which works without gradients.", todo)
     below = outer_architecture(choice.on, architecture)
     rows = inner.trainables(below, config_of(choice.on))
+    if not rows:
+        raise SpecError(f"{method.title} cannot stand on {inner.title}, which trains no weight of this model.", todo)
     return replace(architecture, parameters=(*rows, *architecture.head))
 
 

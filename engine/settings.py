@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from engine.errors import PathRefused, SpecError
+from engine.errors import PathRefused, SpecError, StoreError
 
 UPLOAD_BYTES = 64 * 2**20
 UPLOAD_ROWS = 200_000
@@ -23,8 +23,18 @@ QUIET_THREADS = {**THREADS, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def home() -> Path:
-    """The folder of the store: ``PEFTSCOPE_HOME``, or ``~/.peftscope``."""
-    return Path(os.environ.get("PEFTSCOPE_HOME") or Path.home() / ".peftscope").expanduser()
+    """The folder of the store: ``PEFTSCOPE_HOME``, or ``~/.peftscope``.
+
+    Raises:
+        StoreError: when it is a file, or lies below one.
+    """
+    folder = Path(os.environ.get("PEFTSCOPE_HOME") or Path.home() / ".peftscope").expanduser()
+    found = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if found is not None and not found.is_dir():
+        raise StoreError(
+            f"The store cannot be in {folder}: {found} is a file.", "Set PEFTSCOPE_HOME to a folder, or unset it."
+        )
+    return folder
 
 
 def cpu_slots() -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from engine.errors import SpecError
+from engine.errors import SpecError, clipped, shown
 
 LARGEST_SEED = 2**31 - 1
 
@@ -200,10 +200,10 @@ def explain(error: ValidationError) -> str:
     """One sentence per wrong field of a pydantic error."""
     sentences = []
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"]) or "the spec"
-        given = item.get("input")
-        shown = f" (given: {given!r})" if isinstance(given, str | int | float) else ""
-        sentences.append(f"{place}: {item['msg']}{shown}")
+        place = clipped(".".join(str(part) for part in item["loc"])) or "the spec"
+        value = item.get("input")
+        given = f" (given: {shown(value)})" if isinstance(value, str | int | float) else ""
+        sentences.append(f"{place}: {item['msg']}{given}")
     return "; ".join(sentences) + "."
 
 
@@ -217,6 +217,8 @@ def read_spec(path: str | Path) -> RunSpec:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SpecError(f"Cannot read the spec file {path}: {error.strerror}.", "Check the path.") from None
+    except RecursionError:
+        raise SpecError(f"The brackets in {path} are nested too deeply.", "Write a spec as README shows it.") from None
     except (yaml.YAMLError, ValueError) as error:
         raise SpecError(f"{path} is neither YAML nor JSON: {error}.", "Correct its syntax.") from None
     return parse_spec(data)

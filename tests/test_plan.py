@@ -97,6 +97,8 @@ COMPOSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "id3", "on": {"name": "adalora"}}, "ID3 cannot stand on AdaLoRA"),
     ({"name": "fish", "on": {"name": "pafi"}}, "FISH Mask cannot stand on PaFi"),
     ({"name": "id3", "on": {"name": "id3", "on": {"name": "lora"}}}, "ID3 cannot stand on ID3"),
+    ({"name": "id3", "on": {"name": "linear_probe"}}, "ID3 cannot stand on Linear probe, which trains no weight"),
+    ({"name": "mezo", "on": {"name": "linear_probe"}}, "MeZO cannot stand on Linear probe, which trains no weight"),
     ({"name": "id3", "on": {"name": "lorra"}}, "Did you mean 'lora'"),
     ({"name": "id3", "on": {"name": "lora", "rank": 0}}, "Settings of LoRA are not valid: rank"),
     ({"name": "id3", "kk": 3}, "Settings of ID3 are not valid: kk: Extra inputs"),

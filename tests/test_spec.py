@@ -119,3 +119,10 @@ def test_the_hash_ignores_seeds_and_device_and_nothing_else() -> None:
         spec(model="a/b"),
     ]
     assert len({base.hash(), *(other.hash() for other in others)}) == len(others) + 1
+
+
+def test_a_deeply_nested_spec_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("[" * 10_000, encoding="utf-8")
+    with pytest.raises(SpecError, match="nested too deeply"):
+        read_spec(path)

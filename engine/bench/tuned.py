@@ -21,8 +21,10 @@ from engine.bench import options
 from engine.bench.jobs import UNBUDGETED, outcome_of, plan_if_possible, plan_of, recipe_of, write_job, write_report
 from engine.bench.pool import carry_out, shares
 from engine.devices import cpu_threads, cuda_devices
+from engine.export.finished import chain_of
+from engine.methods.registry import config_of
 from engine.plan import Plan
-from engine.spec import MethodChoice, RunSpec
+from engine.spec import MethodChoice, RunSpec, parse_spec
 from engine.stats.intervals import mean_over_seeds
 from engine.stats.verdict import Candidate, verdict
 from engine.training.result_file import read_outcomes
@@ -30,6 +32,7 @@ from engine.training.result_file import read_outcomes
 TUNING = (100, 101)
 """Seeds that only choose the learning rate."""
 METHODS = ("fish", "pafi", "id3", "random_mask", "magnitude", "gmt", "speft")
+VARIANT = "LABEL={name: METHOD, ...}"
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
@@ -88,7 +91,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         type=_variant,
         action="append",
         default=[],
-        metavar="LABEL={name: METHOD, ...}",
+        metavar=VARIANT,
         help="a method with settings, at its own size",
     )
     parser.add_argument(
@@ -102,8 +105,24 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _variant(text: str) -> tuple[str, MethodChoice]:
+    """A label and the method that it stands for.
+
+    Raises:
+        ArgumentTypeError: when it is not written as it should be.
+        UnknownName: for an unknown method, with those there are.
+        SpecError: for settings that the method does not have.
+    """
     label, _, settings = text.partition("=")
-    return label, MethodChoice.model_validate(yaml.safe_load(settings))
+    try:
+        given = yaml.safe_load(settings)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        given = None
+    if not label.strip() or not isinstance(given, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not written as {VARIANT}, as in wide={{name: lora, rank: 8}}")
+    choice = parse_spec({"method": given}).method
+    for method in chain_of(choice):
+        config_of(method)
+    return label, choice
 
 
 def _cells(given: argparse.Namespace, base: RunSpec) -> list[Cell]:

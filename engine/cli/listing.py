@@ -16,7 +16,7 @@ import yaml
 
 from engine import settings
 from engine.devices import cpu_threads, cuda_devices
-from engine.errors import EngineError, SpecError
+from engine.errors import EngineError, SpecError, shown
 from engine.methods import registry
 from engine.spec import RunSpec, parse_spec, read_spec
 from engine.store.provenance import cpu_name
@@ -51,7 +51,7 @@ def spec_of(arguments: argparse.Namespace) -> RunSpec:
     for change in arguments.set:
         path, equals, value = change.partition("=")
         if not equals:
-            raise SpecError(f"--set takes FIELD=VALUE, not {change!r}.", "For example: --set train.seed=3")
+            raise SpecError(f"--set takes FIELD=VALUE, not {shown(change)}.", "For example: --set train.seed=3")
         place = data
         *parents, last = path.split(".")
         for key in parents:
@@ -60,8 +60,8 @@ def spec_of(arguments: argparse.Namespace) -> RunSpec:
                 raise SpecError(f"--set {path}: {key} has no fields.", "Check the field's path.")
         try:
             place[last] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError):
-            raise SpecError(f"--set {path}: {value!r} is not YAML.", "Close its brackets and quotes.") from None
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise SpecError(f"--set {path}: {shown(value)} is not YAML.", "Close its brackets and quotes.") from None
     return parse_spec(data)
 
 

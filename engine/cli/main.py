@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.cli import inside, listing, models, running
-from engine.errors import EngineError
+from engine.errors import EngineError, clipped
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _carry_out(words: Sequence[str]) -> int:
     as_json = "--json" in words
     try:
+        _check_text(words)
         arguments = _parser().parse_args(words)
         command: Command = arguments.command
         return command(arguments)
@@ -61,8 +62,19 @@ def _carry_out(words: Sequence[str]) -> int:
         return _say(as_json, 1, f"{error.filename or 'A file'}: {error.strerror or error}.", "Check it and try again.")
 
 
+def _check_text(words: Sequence[str]) -> None:
+    """Refuse what is no text: it could be neither stored nor shown."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            shown = word.encode("ascii", "backslashreplace").decode()
+            raise _WrongUsage(f"{shown} holds bytes that are not UTF-8.", "Write it in UTF-8.") from None
+
+
 def _say(as_json: bool, status: int, what: str, todo: str) -> int:
     """Say on both streams what went wrong; returns the exit status."""
+    what, todo = clipped(what), clipped(todo)
     if as_json:
         print(json.dumps({"error": what, "todo": todo}, ensure_ascii=False))
     print(f"error: {what} {todo}".strip(), file=sys.stderr)

@@ -93,8 +93,11 @@ def _identical(plan: Plan) -> RunRow | None:
 
 def runs(arguments: argparse.Namespace) -> int:
     """List the runs, newest first."""
+    from engine.jobs.foreground import settle_lost
+
     if arguments.state and arguments.state not in STATES:
         raise SpecError(f"There is no state {arguments.state!r}.", f"Known: {', '.join(STATES)}.")
+    settle_lost(settings.home())
     rows = Runs(settings.home()).list(states=[arguments.state] if arguments.state else None)
     return emit(arguments, [_plain(row) for row in rows], table([_short(row) for row in rows]))
 
@@ -119,6 +122,9 @@ def _plain(row: RunRow) -> dict[str, Any]:
 
 def show(arguments: argparse.Namespace) -> int:
     """Show one run."""
+    from engine.jobs.foreground import settle_lost
+
+    settle_lost(settings.home())
     row = Runs(settings.home()).find(arguments.run)
     lines = [f"{key:14} {value}" for key, value in _short(row).items()]
     if row.error:

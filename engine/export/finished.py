@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.errors import EngineError
+from engine.errors import EngineError, StoreError
 from engine.methods.contract import Method
 from engine.methods.registry import method_named
 from engine.spec import MethodChoice, RunSpec, parse_spec
@@ -59,6 +59,18 @@ class Finished:
             raise EngineError(
                 f"Run {self.row.id} has no trained result: it is {self.row.state}.",
                 "Choose a finished run, or export its record with `recording`, `csv` or `spec`.",
+            )
+
+    def check_recorded(self) -> None:
+        """Refuse a finished run whose record is gone; one that has not begun has none yet.
+
+        Raises:
+            StoreError: with the file that is missing.
+        """
+        if self.row.state == "finished" and not self.reader.version():
+            raise StoreError(
+                f"The record of run {self.row.id} is missing: {self.folder.database} is not there or empty.",
+                "Put the file back, or train the run's spec again.",
             )
 
 

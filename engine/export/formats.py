@@ -35,6 +35,7 @@ class Format:
         suffix: of its file; a folder's is that of its archive.
         folder: whether it is a folder; it becomes a zip archive when the target ends in ``.zip``.
         result: whether the run must have finished.
+        recorded: whether it is made from what was recorded while the run was trained.
         write: writes it for an opened run to a path that does not exist yet.
     """
 
@@ -45,6 +46,7 @@ class Format:
     folder: bool
     result: bool
     write: Callable[[Finished, Path], None]
+    recorded: bool = False
 
 
 def _write_result(finished: Finished, target: Path) -> None:
@@ -121,6 +123,7 @@ FORMATS: dict[str, Format] = {
             False,
             True,
             _write_result,
+            recorded=True,
         ),
         Format(
             "recording",
@@ -130,6 +133,7 @@ FORMATS: dict[str, Format] = {
             False,
             False,
             _write_recording,
+            recorded=True,
         ),
         Format(
             "spec", "Spec", "What was run, as YAML, with every setting explicit.", ".yaml", False, False, _write_spec
@@ -137,7 +141,7 @@ FORMATS: dict[str, Format] = {
         Format(
             "command", "Command", "The line that repeats the run from its spec.", ".sh", False, False, _write_command
         ),
-        Format("csv", "Curves", "Every recorded number, as a table.", ".csv", False, False, _write_csv),
+        Format("csv", "Curves", "Every recorded number, as a table.", ".csv", False, False, _write_csv, recorded=True),
     )
 }
 
@@ -180,7 +184,7 @@ def export_run(home: Path, run_id: str, format: str, target: Path) -> Path:
     Raises:
         UnknownName: for a run or format that does not exist.
         EngineError: for a run without a result, or a format that its method does not offer.
-        StoreError: when the disk is full or refuses; nothing half-written stays.
+        StoreError: when its record is gone, or the disk is full or refuses; nothing half-written stays.
     """
     if format not in FORMATS:
         raise UnknownName("export format", format, FORMATS)
@@ -188,6 +192,8 @@ def export_run(home: Path, run_id: str, format: str, target: Path) -> Path:
     with opened(home, run_id) as finished:
         if entry.result:
             finished.check_finished()
+        if entry.recorded:
+            finished.check_recorded()
         _check_offered(finished, entry)
         if not entry.folder:
             path = target / default_name(run_id, format) if target.is_dir() else target

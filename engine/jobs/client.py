@@ -11,6 +11,7 @@ from typing import Any
 from engine.errors import EngineError
 from engine.jobs.answers import Request, Requests
 from engine.jobs.board import Board, EngineState, WorkerRow
+from engine.jobs.foreground import settle_lost
 from engine.jobs.options import Options
 from engine.jobs.process import exit_code
 from engine.jobs.runlog import tail
@@ -131,6 +132,7 @@ def resume(home: Path, run_id: str, asker: str) -> RunRow:
         NotAllowed: when somebody else started it.
         SpecError: when it is neither stopped nor failed.
     """
+    settle_lost(home)
     runs = Runs(home)
     try:
         row = runs.resume(run_id, asker)

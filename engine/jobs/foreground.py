@@ -6,12 +6,13 @@ import secrets
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from engine.errors import Stopped, StoreError
-from engine.jobs.process import own_identity
+from engine.jobs.process import is_alive, own_identity
+from engine.jobs.recovery import identity_of
 from engine.jobs.runner import RUNNER, carry_out, load
 from engine.spec import RunSpec
 from engine.store.run_row import RunRow
@@ -44,6 +45,26 @@ def run_here(
     with _beating(runs, run_id), _stopped_by_signal(runs, run_id, owner):
         carry_out(home, run_id, load(runner))
     return runs.get(run_id)
+
+
+def settle_lost(home: Path) -> None:
+    """End the foreground runs whose process is gone without having recorded that, as when the disk was full.
+
+    No engine need be there to notice. While the disk is full still, this is left to the next time.
+    """
+    with closing(Runs(home)) as runs, suppress(StoreError):
+        for row in runs.list(states=["active"], hidden=True):
+            identity = identity_of(row.worker)
+            if row.slot == SLOT and identity is not None and not is_alive(identity):
+                _end_lost(runs, row)
+
+
+def _end_lost(runs: Runs, row: RunRow) -> None:
+    if row.stop is not None:
+        runs.finish(row.id, "stopped")
+        return
+    error = f"The process that carried it out was gone after step {row.step} and could not record why."
+    runs.finish(row.id, "failed", error=error, todo="See that the disk has space, then resume the run.")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ from engine.devices import cuda_devices
 from engine.errors import ModelError, UnknownName
 from engine.models.checkpoint import architecture_of, missing_from
 from engine.models.checksums import files_sha256
+from engine.models.claims import check_config
 from engine.models.families import family_of
 from engine.models.header import read_json, weight_files
 from engine.models.hub import is_hub_id, model_snapshot
@@ -126,12 +128,14 @@ def resolve_model(ref: str) -> ModelSource:
         source = _from_hub(ref)
     else:
         raise UnknownName("model", ref, [entry.id for entry in models()])
+    check_config(source)
     architecture_of(source, 2)  # raises for what could not be loaded later
     return source
 
 
 def _is_folder(ref: str) -> bool:
-    return ref.startswith((".", "/", "~")) or "\\" in ref or Path(ref).is_dir()
+    # os.path: to pathlib a text too long for a name is an error.
+    return ref.startswith((".", "/", "~")) or "\\" in ref or os.path.isdir(ref)
 
 
 def _package_folder() -> Path | None:

@@ -23,7 +23,7 @@ def architecture_of(source: ModelSource, labels: int) -> Architecture:
 def missing_from(source: ModelSource) -> tuple[str, ...]:
     """Backbone tensors that the checkpoint lacks and that start from random values (a pooler), if any."""
     architecture = architecture_of(source, 2)
-    return tuple(p.name for p in architecture.backbone if _in_checkpoint(source, p.module, p.part) is None)
+    return tuple(p.name for p in architecture.backbone if held_shape(source, p.module, p.part) is None)
 
 
 def _layers(source: ModelSource) -> int:
@@ -31,6 +31,11 @@ def _layers(source: ModelSource) -> int:
     for key in ("num_hidden_layers", "n_layers", "n_layer"):
         if isinstance(source.config.get(key), int):
             return int(source.config[key])
+    return held_layers(source)
+
+
+def held_layers(source: ModelSource) -> int:
+    """Number of blocks in the checkpoint."""
     family = source.family
     blocks = (family.split(f"{family.prefix}.{name.removeprefix(family.prefix + '.')}")[0] for name in source.header)
     return 1 + max((block for block in blocks if block is not None), default=-1)
@@ -44,17 +49,17 @@ def _tensors(source: ModelSource, module: str, labels: int) -> Iterator[tuple[st
         return
     if not _is_used(source, module):
         return
-    weight = _in_checkpoint(source, module, "weight")
+    weight = held_shape(source, module, "weight")
     if weight is None:
         yield from _absent_tensors(source, module)
         return
     yield f"{module}.weight", weight
-    bias = _in_checkpoint(source, module, "bias")
+    bias = held_shape(source, module, "bias")
     if bias is not None:
         yield f"{module}.bias", bias
 
 
-def _in_checkpoint(source: ModelSource, module: str, part: str) -> tuple[int, ...] | None:
+def held_shape(source: ModelSource, module: str, part: str) -> tuple[int, ...] | None:
     """Shape of a parameter in the checkpoint, under its full name, without the prefix, or by its old name."""
     old = {"weight": "gamma", "bias": "beta"}[part]
     for base in (module, module.removeprefix(source.family.prefix + ".")):
@@ -72,7 +77,7 @@ def _is_used(source: ModelSource, module: str) -> bool:
     if role == "type":
         return int(config.get("type_vocab_size", 2)) > 0
     optional = role in ("other", "distance") or (role == "norm_out" and "deberta" in str(config["model_type"]))
-    return not optional or _in_checkpoint(source, module, "weight") is not None
+    return not optional or held_shape(source, module, "weight") is not None
 
 
 def _absent_tensors(source: ModelSource, module: str) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -13,6 +13,7 @@ from engine.errors import ModelError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _LARGEST_HEADER = 100 * 2**20  # the format's own limit
+_FLOATS = ("F32", "F16", "BF16", "F64")
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 Header = dict[str, tuple[int, ...]]
@@ -28,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path.parent} has no {path.name}.", "Save the model with save_pretrained.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}.", "Save or download the model again.") from None
     if not isinstance(data, dict):
         raise ModelError(f"{path} is not a JSON object.", "Save or download the model again.")
@@ -70,14 +71,24 @@ def read_header(files: Iterable[Path]) -> Header:
     """Names and shapes of all tensors in some safetensors files, in the files' order.
 
     Raises:
-        ModelError: for a file that is truncated or not safetensors.
+        ModelError: for a file that is truncated, not safetensors, or holds quantised weights.
     """
     shapes: Header = {}
     for path in files:
         for name, entry in _header_of(path).items():
             if name != "__metadata__":
+                _check_numbers(path, name, entry.get("dtype"))
                 shapes[name] = tuple(int(size) for size in entry["shape"])
     return shapes
+
+
+def _check_numbers(path: Path, name: str, kind: object) -> None:
+    """Refuse weights in whole or eight-bit numbers: without the scales that belong to them they mean nothing."""
+    if name.endswith("weight") and kind not in _FLOATS:
+        raise ModelError(
+            f"{path} holds {name} as {kind}: quantised weights are not read here.",
+            f"Give the model in full or half precision ({', '.join(_FLOATS)}).",
+        )
 
 
 def _header_of(path: Path) -> dict[str, Any]:
@@ -91,7 +102,7 @@ def _header_of(path: Path) -> dict[str, Any]:
         end = max(int(e["data_offsets"][1]) for name, e in header.items() if name != "__metadata__")
         if 8 + length + end != size:
             raise ValueError(f"it has {size:,} bytes, its header promises {8 + length + end:,}")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
         raise ModelError(
             f"{path} is not a whole safetensors file: {error}.", "Save or download the model again."
         ) from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from engine.errors import HubUnreachable, ModelError
+from engine.errors import HubUnreachable, ModelError, shown
 
 TIMEOUT = 6.0
 """Seconds until the hub counts as unreachable."""
@@ -40,15 +40,26 @@ def hub_entry(kind: Literal["model", "dataset"], ref: str) -> HubEntry:
 
     Raises:
         HubUnreachable: when it does not answer within `TIMEOUT`.
-        ModelError: when it does, and there is no such repository, or it is closed.
+        ModelError: when it does, and there is no such repository, or it is closed; or when none can have this name.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     name, revision = split_ref(ref)
     api = HfApi()
     try:
         info = (api.model_info if kind == "model" else api.dataset_info)(name, revision=revision, timeout=TIMEOUT)
+    except HFValidationError:
+        raise ModelError(
+            f"{shown(name)} cannot be a {kind} of the hub.",
+            "Its names have at most 96 letters, and neither `--` nor, at an end, `-` or `.`.",
+        ) from None
     except GatedRepoError:
         raise ModelError(f"The hub asks for an agreement before {name} may be used.", "Accept it there.") from None
     except RepositoryNotFoundError:

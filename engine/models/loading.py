@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from engine.errors import ModelError
 from engine.models.checkpoint import architecture_of, missing_from
+from engine.models.claims import DROPOUT
 from engine.models.source import ModelSource
 
 
@@ -39,6 +40,7 @@ def load_classifier(
     config = _config(source, labels, dropout)
     model = _pretrained(source, config)
     _check_map(source, model, len(labels))
+    _check_finite(source, model)
     architecture = architecture_of(source, len(labels))
     draw(model, [row.name for row in architecture.head], head_seed)
     draw(model, missing_from(source), init_seed)
@@ -62,24 +64,28 @@ def load_language_model(source: ModelSource) -> nn.Module:
             f"{source.folder} lacks {min(report['missing_keys'])}, so it is not a whole language model.",
             "Save it with AutoModelForCausalLM.",
         )
+    _check_finite(source, model)
     return model.eval()
 
 
 def _config(source: ModelSource, labels: Sequence[str], dropout: float) -> PretrainedConfig:
     names = [str(name) for name in labels]
-    config = AutoConfig.from_pretrained(
-        source.folder,
-        local_files_only=True,
-        trust_remote_code=False,
-        num_labels=len(names),
-        id2label=dict(enumerate(names)),
-        label2id={name: number for number, name in enumerate(names)},
-        pad_token_id=source.config["pad_token_id"],
-    )
+    try:
+        config = AutoConfig.from_pretrained(
+            source.folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            num_labels=len(names),
+            id2label=dict(enumerate(names)),
+            label2id={name: number for number, name in enumerate(names)},
+            pad_token_id=source.config["pad_token_id"],
+        )
+    except Exception as error:  # whatever the library's own checks of its settings raise
+        raise _unusable(source, error) from None
     # One sentence pair or text, one class: also where a checkpoint was trained for regression.
     config.problem_type = "single_label_classification"
     for key, value in config.to_dict().items():
-        if key.endswith(("dropout", "dropout_prob", "pdrop")) and isinstance(value, float | int):
+        if key.endswith(DROPOUT) and isinstance(value, float | int):
             setattr(config, key, dropout)
     return config
 
@@ -109,9 +115,17 @@ def _from_files(kind: Any, source: ModelSource, **more: Any) -> tuple[nn.Module,
                 output_loading_info=True,
                 **more,
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{source.folder} cannot be loaded: {error}.", "Save or download it again.") from None
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # a wrong setting is a KeyError, TypeError, ZeroDivisionError, ... of the library
+            raise _unusable(source, error) from None
     return model, report
+
+
+def _unusable(source: ModelSource, error: Exception) -> ModelError:
+    """What the library raised about a model's files, in words."""
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return ModelError(f"{source.folder} cannot be loaded ({what}).", "Check its config.json, or download it again.")
 
 
 @contextlib.contextmanager
@@ -150,6 +164,16 @@ def _check_map(source: ModelSource, model: nn.Module, labels: int) -> None:
             f"The loaded model has other parameters than its files announce, among them {min(planned ^ actual)}.",
             "This model cannot be used; please report its type and configuration.",
         )
+
+
+def _check_finite(source: ModelSource, model: nn.Module) -> None:
+    """Refuse weights that are not numbers: nothing that is computed with them would be one."""
+    for name, tensor in model.named_parameters():
+        if not torch.isfinite(tensor.detach()).all():
+            raise ModelError(
+                f"The weights in {source.folder} hold NaN or infinite values, the first in {name}.",
+                "Save or download the model again.",
+            )
 
 
 def draw(model: nn.Module, names: Sequence[str], seed: int) -> None:

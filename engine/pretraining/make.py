@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from engine.errors import UnknownName
+from engine.errors import StoreError, UnknownName
 from engine.models.checksums import file_sha256
 from engine.pretraining.card import card_of
 from engine.pretraining.loop import Schedule, pretrain
@@ -56,6 +57,7 @@ def make(name: str, to: Path, work: Path, *, device: str, seed: int, steps: int 
     Raises:
         UnknownName: for an unknown model.
         DataError: when the texts are missing or not allowed.
+        StoreError: when a folder cannot be written; found before anything is trained.
     """
     if name not in RECIPES:
         raise UnknownName("nano model", name, RECIPES)
@@ -63,7 +65,8 @@ def make(name: str, to: Path, work: Path, *, device: str, seed: int, steps: int 
     provenance = collect({}, {}, torch.cuda.get_device_name() if device.startswith("cuda") else "")
     schedule = recipe.schedule if steps is None else Schedule(**(vars(recipe.schedule) | {"steps": steps}))
     settings = {"name": name, "seed": seed, "tokens_per_step": recipe.tokens, **vars(schedule)}
-    work.mkdir(parents=True, exist_ok=True)
+    for folder in (to, work):
+        _check_writable(folder)
     objective = recipe.objective(work, device, seed, recipe.tokens, say)
     trained = pretrain(objective, schedule, work / f"checkpoint-{_digest(settings, objective)}.pt", say)
     tensors, config = objective.exported()
@@ -82,6 +85,17 @@ def make(name: str, to: Path, work: Path, *, device: str, seed: int, steps: int 
     return facts
 
 
+def _check_writable(folder: Path) -> None:
+    """Make a folder, and a file in it that goes again."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StoreError(f"{folder} cannot be written: {reason}.", "Name another folder.") from None
+
+
 def _digest(settings: dict[str, Any], objective: Any) -> str:
     """Names the checkpoint: another recipe, model or text never goes on from it, nor overwrites it."""
     made_of = [settings, objective.config, objective.provenance]
@@ -89,7 +103,6 @@ def _digest(settings: dict[str, Any], objective: Any) -> str:
 
 
 def _write(to: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], objective: Any, facts: Any) -> None:
-    to.mkdir(parents=True, exist_ok=True)
     halves = {name: tensor.detach().half().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(halves, to / "model.safetensors", {"format": "pt"})
     facts["sha256"] = file_sha256(to / "model.safetensors")

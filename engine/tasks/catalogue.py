@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,5 +79,6 @@ def load_dataset(choice: DatasetChoice) -> Dataset:
 
 def is_file(source: str) -> bool:
     """Whether a source means a file rather than an id."""
-    path = Path(source)
-    return source.startswith((".", "/", "~")) or "\\" in source or path.suffix.lower() in SUFFIXES or path.is_file()
+    # os.path: to pathlib a text too long for a name is an error.
+    known = Path(source).suffix.lower() in SUFFIXES
+    return source.startswith((".", "/", "~")) or "\\" in source or known or os.path.isfile(source)

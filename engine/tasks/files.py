@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import settings
-from engine.errors import DataError
+from engine.errors import DataError, shown
 from engine.models.checksums import file_sha256
 from engine.spec import DatasetChoice
 from engine.tasks.cache import cache_key, read_cached, write_cached
 from engine.tasks.columns import Columns, chosen_columns, guess_columns, looks_like_header
 from engine.tasks.dataset import Dataset
 from engine.tasks.splitting import SPLIT_VERSION, Rows, make_dataset
-from engine.tasks.tables import LABEL_LINES, Table, check_size, read_table
+from engine.tasks.tables import LABEL_LINES, Table, check_regular, check_size, read_table
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")
 _SAMPLE = 10
@@ -102,7 +102,10 @@ def load_file(choice: DatasetChoice) -> Dataset:
         DataError: for a file that cannot be read or learned from.
     """
     path = settings.allowed_path(choice.source)
-    if not path.is_file():
+    if choice.subset is not None:
+        raise DataError(f"A file has no subsets; `subset: {shown(choice.subset)}` was given.", "Leave it out.")
+    check_regular(path)
+    if not path.exists():
         raise DataError(f"There is no file {path}.", "Check the path.")
     check_size(path.stat().st_size, path.name)
     stat = path.stat()

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from engine import settings
-from engine.errors import DataError
+from engine.errors import DataError, shown
 
 _JSON_LINES = {".jsonl", ".ndjson"}
 _SNIFFED = 50
+_UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 LABEL_LINES = " "
 """The delimiter of files whose lines are a label, a space and a text."""
 
@@ -55,8 +56,8 @@ class Table:
         """
         if name not in self.columns:
             raise DataError(
-                f"There is no column {name!r}.",
-                f"Columns: {', '.join(repr(column) for column in self.columns)}.",
+                f"There is no column {shown(name)}.",
+                f"Columns: {', '.join(map(shown, self.columns))}.",
             )
         return self.values[self.columns.index(name)]
 
@@ -73,7 +74,10 @@ def read_table(path: Path, header: bool = True) -> Table:
     """
     text, encoding = _decode(_bytes_of(path), path.name)
     if path.suffix.lower() in _JSON_LINES or path.suffix.lower() == ".json":
-        columns, values = _from_json(text, path)
+        try:
+            columns, values = _from_json(text, path)
+        except RecursionError:
+            raise DataError(f"The brackets in {path.name} are nested too deeply.", "Give flat records.") from None
         table = Table(columns, values, encoding, "", False, True)
     else:
         table = _from_lines(text, path, header, encoding)
@@ -81,6 +85,12 @@ def read_table(path: Path, header: bool = True) -> Table:
         raise DataError(f"{path.name} has no rows.", "Give a file with at least a few dozen rows.")
     _check_rows(len(table), path.name)
     return table
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a folder, and what could be waited on for ever: a pipe or a device."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is not a file but a folder, a pipe or a device.", "Give a file.")
 
 
 def check_size(size: int, name: str) -> None:
@@ -101,6 +111,7 @@ def _check_rows(rows: int, name: str) -> None:
 
 def _bytes_of(path: Path) -> bytes:
     try:
+        check_regular(path)
         check_size(path.stat().st_size, path.name)
         data = path.read_bytes()
     except OSError as error:
@@ -112,6 +123,8 @@ def _bytes_of(path: Path) -> bytes:
 
 def _decode(data: bytes, name: str) -> tuple[str, str]:
     """UTF-8 with or without byte-order mark, UTF-16 with one, else latin-1, which reads any bytes."""
+    if data.startswith(_UTF32):
+        raise DataError(f"{name} is in UTF-32, which is not read here.", "Save it as UTF-8.")
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encodings = ["utf-16"]
     elif b"\0" in data:

@@ -92,7 +92,8 @@ class DivergenceGuard:
     """Raises `Diverged` when a loss is not finite, or when recent losses average far above the first.
 
     The bound is max(3 x the first loss, 5 ln C): with clipping a hopeless learning rate gives
-    huge losses rather than NaN.
+    huge losses rather than NaN. A run with fewer losses than are averaged is judged by the
+    validation loss of its last weights.
     """
 
     def __init__(self, classes: int, first: float | None = None) -> None:
@@ -111,13 +112,22 @@ class DivergenceGuard:
         if self.first is None:
             self.first = loss
         self._recent.append(loss)
-        bound = max(3 * self.first, 5 * math.log(max(self.classes, 2)))
-        mean = sum(self._recent) / len(self._recent)
-        if len(self._recent) == RECENT and mean > bound:
-            raise Diverged(
-                f"The mean of the last {RECENT} losses at step {step} is {mean:.3g}, above {bound:.3g}.",
-                "Lower the learning rate.",
-            )
+        if len(self._recent) == RECENT:
+            self._check_bound(f"mean of the last {RECENT} losses", step, sum(self._recent) / RECENT)
+
+    def see_last(self, step: int, loss: float) -> None:
+        """Judge the validation loss after the last step, of a run too short for a mean of its losses.
+
+        Raises:
+            Diverged: with the step and what to change.
+        """
+        if len(self._recent) < RECENT:
+            self._check_bound("validation loss", step, loss)
+
+    def _check_bound(self, what: str, step: int, value: float) -> None:
+        bound = max(3 * (self.first or 0.0), 5 * math.log(max(self.classes, 2)))
+        if value > bound:
+            raise Diverged(f"The {what} at step {step} is {value:.3g}, above {bound:.3g}.", "Lower the learning rate.")
 
     def state(self) -> dict[str, object]:
         """Plain data for a checkpoint."""

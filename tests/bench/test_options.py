@@ -34,3 +34,24 @@ def test_what_cannot_be_is_said_and_not_begun(words: str, said: str, capsys: pyt
         main(["bench", *words.split()])
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variant", ["wide", "wide=", "wide=lora", "wide={name: lora", "={name: lora}"])
+def test_a_variant_is_a_label_and_a_method(variant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "tuned", "--variant", variant])
+    assert "is not written as LABEL={name: METHOD, ...}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        ("wide={name: lorra}", "Did you mean 'lora'? Known: adalora"),
+        ("wide={name: lora, rank: -1}", "Settings of LoRA are not valid: rank"),
+        ("wide={name: id3, on: {name: lora, rank: -1}}", "Settings of LoRA are not valid: rank"),
+        ("wide={rank: 2}", "method.name: Field required"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_explained(variant: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "tuned", "--variant", variant]) == 1
+    assert said in capsys.readouterr().err

@@ -167,6 +167,14 @@ def test_wrong_usage_is_told_apart(words: list[str], said: str) -> None:
     assert said in call(*words).err
 
 
+@pytest.mark.parametrize("words", [["try", "last", "--text", "caf\udce9"], ["plan", "\udcff.yaml"]])
+def test_bytes_that_are_no_text_are_refused(words: list[str]) -> None:
+    machine = call(*words, "--json")
+    assert machine.status == 2
+    assert "holds bytes that are not UTF-8" in machine.json["error"]
+    assert "holds bytes that are not UTF-8" in call(*words).err
+
+
 def test_seeds_beyond_the_last_are_refused_before_anything_is_queued(stock: Stock) -> None:
     before = call("runs", "--json").json
     said = call("submit", stock.spec, "--set", "train.seed=2147483647", "--seeds", "2")

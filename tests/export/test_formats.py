@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import resource
+import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +185,20 @@ def test_a_run_without_a_result_offers_its_record(trained: Trained, tmp_path: Pa
     export_run(trained.home, trained.stopped, "spec", tmp_path / "spec.yaml")
     offered = [entry.name for entry in formats_of(MethodChoice(name="lora"), "stopped")]
     assert offered == ["recording", "spec", "command", "csv"]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["gone", "empty"])
+@pytest.mark.parametrize("name", ["result", "recording", "csv"])
+def test_a_finished_run_without_its_record_says_so(
+    trained: Trained, tmp_path: Path, name: str, damage: Callable[[Path], object]
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(trained.home, home)
+    damage(Runs(home).folder(trained.ids["lora"]).database)
+    with pytest.raises(StoreError, match=r"record of run .* is missing"):
+        export_run(home, trained.ids["lora"], name, tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+    assert export_run(home, trained.ids["lora"], "spec", tmp_path / "spec.yaml").is_file()
 
 
 def test_an_existing_folder_is_not_overwritten(trained: Trained, tmp_path: Path) -> None:

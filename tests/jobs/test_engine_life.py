@@ -13,9 +13,11 @@ import pytest
 from engine.errors import EngineError
 from engine.jobs import client, presence
 from engine.jobs.backends.local import environment
+from engine.jobs.foreground import settle_lost
 from engine.jobs.process import Identity, is_alive, own_identity
 from engine.jobs.serve import serve, start_engine
 from engine.settings import PROJECT
+from engine.store.run_row import StopHow
 from tests.jobs.conftest import Lab, until
 from tests.jobs.standin import counted
 
@@ -189,3 +191,27 @@ def test_ctrl_c_in_the_foreground_keeps_the_checkpoint(own_lab: Lab) -> None:
     out, _ = process.communicate(timeout=60)
     assert out.splitlines()[-1].startswith("stopped")
     assert own_lab.runs.folder(run_id).checkpoint.exists()
+
+
+@pytest.mark.parametrize(("asked", "state"), [(None, "failed"), ("keep", "stopped")])
+def test_a_foreground_run_whose_process_could_not_record_its_end_is_over_and_resumes(
+    own_lab: Lab, monkeypatch: pytest.MonkeyPatch, asked: StopHow | None, state: str
+) -> None:
+    monkeypatch.setattr(client, "ensure_running", lambda *_: None)
+    process = foreground(own_lab, 100_000)
+    run_id = until(lambda: next((row.id for row in own_lab.runs.list() if row.step >= 5), None))
+    settle_lost(own_lab.home)
+    assert own_lab.runs.get(run_id).state == "active", "it lives"
+    process.send_signal(signal.SIGSTOP)
+    if asked:
+        own_lab.runs.request_stop(run_id, asked, "ada")
+    process.kill()
+    process.communicate(timeout=60)
+    assert own_lab.runs.get(run_id).state == "active", "nobody has looked"
+    settle_lost(own_lab.home)
+    row = own_lab.runs.get(run_id)
+    assert row.state == state
+    assert asked or "resume the run" in (row.todo or "")
+    own_lab.runs.move(run_id, "queued")
+    own_lab.runs.claim(run_id, "here", row.worker or {})
+    assert client.resume(own_lab.home, run_id, "ada").state == "queued", "also when it was not looked at before"

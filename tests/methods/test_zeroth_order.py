@@ -286,8 +286,9 @@ def test_it_stands_on_no_method_that_works_by_gradients(inner: str, home: Path, 
 
 @pytest.mark.parametrize("outer", ["id3", "mezo"])
 def test_nothing_stands_on_it(outer: str, home: Path, small: Path) -> None:
-    with pytest.raises(SpecError, match="works without gradients"):
+    with pytest.raises(SpecError, match="works without gradients") as caught:
         make_plan(parse_spec(spec_data(small, {"name": outer, "on": {"name": "mezo"}})))
+    assert "Put it on" in caught.value.todo
 
 
 def test_sparse_mezo_stands_on_nothing(home: Path, small: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from engine.errors import UnknownName
+from engine.errors import StoreError, UnknownName
 from engine.models.catalogue import resolve_model
 from engine.models.loading import load_classifier, load_language_model
 from engine.models.tokenizer import tokenizer_of
@@ -112,6 +112,18 @@ def test_the_teachers_states_are_removed_once_the_model_is_made(made: Made, home
 def test_it_learns(made: Made, home: Path, tmp_path: Path) -> None:
     short, long = (made("nano-llama", tmp_path / "to", tmp_path / str(n), steps=n) for n in (1, 30))
     assert long["held_out"]["reviews"] < short["held_out"]["reviews"] - 1
+
+
+@pytest.mark.parametrize("wrong", ["to", "work"])
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_trained(
+    made: Made, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, place: str
+) -> None:
+    monkeypatch.setattr(make, "pretrain", lambda *_: pytest.fail("it was trained"))
+    (tmp_path / "file").write_text("")
+    folders = {"to": tmp_path / "to", "work": tmp_path / "work"} | {wrong: tmp_path / place}
+    with pytest.raises(StoreError, match=f"{place} cannot be written"):
+        made("nano-bert", **folders)
 
 
 def test_an_unknown_model_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,15 @@ def test_limits_hold_for_a_file_given_by_path(home: Path, tmp_path: Path) -> Non
     path.write_text("text,label\n" + "some text,1\n" * (settings.UPLOAD_ROWS + 1))
     with pytest.raises(DataError, match="200,000 rows"):
         load_dataset(DatasetChoice(source=str(path)))
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_no_dataset(home: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(DataError, match="is not a file but"):
+        load_dataset(DatasetChoice(source=str(tmp_path / "pipe.csv")))
+
+
+def test_a_subset_of_a_file_is_refused(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no subsets; `subset: 'sst2'`"):
+        load_dataset(DatasetChoice(source=str(write_tsv(tmp_path / "a.tsv")), subset="sst2"))

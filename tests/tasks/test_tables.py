@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,26 @@ def test_too_many_rows_are_refused_with_the_limit(tmp_path: Path, suffix: str) -
     (tmp_path / f"long{suffix}").write_text(line * (settings.UPLOAD_ROWS + 2))
     with pytest.raises(DataError, match="limit of 200,000 rows"):
         read_table(tmp_path / f"long{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("depth", [1_000, 100_000])
+@pytest.mark.parametrize("pattern", ['{{"text": {}}}', "[{}", '[{{"text": {}}}]'])
+def test_deeply_nested_json_is_refused(tmp_path: Path, suffix: str, depth: int, pattern: str) -> None:
+    with pytest.raises(DataError, match="nested too deeply"):
+        read(tmp_path, f"a.{suffix}", pattern.format("[" * depth + "]" * depth))
+
+
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_utf_32_is_refused_by_name(tmp_path: Path, order: str) -> None:
+    content = "\ufefftext,label\none,1\n".encode(f"utf-32-{order}")
+    with pytest.raises(DataError, match="UTF-32"):
+        read(tmp_path, "a.csv", content)
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / "pipe.csv", tmp_path):
+        with pytest.raises(DataError, match="is not a file but"):
+            read_table(path)

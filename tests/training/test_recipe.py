@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 
@@ -73,6 +74,16 @@ def test_huge_finite_losses_are_divergence_but_a_spike_is_not() -> None:
         guard.see(step, 20.0)
     with pytest.raises(Diverged, match="Lower the learning rate"):
         guard.see(102, 50.0)
+
+
+@pytest.mark.parametrize("losses", [1, RECENT - 1, RECENT])
+def test_a_run_too_short_for_a_mean_is_judged_by_its_last_weights(losses: int) -> None:
+    guard = DivergenceGuard(classes=2)
+    for step in range(losses):
+        guard.see(step + 1, 0.7)
+    guard.see_last(losses, 3.4)
+    with pytest.raises(Diverged, match=rf"step {losses}") if losses < RECENT else contextlib.nullcontext():
+        guard.see_last(losses, 3.5)
 
 
 def test_a_restored_guard_judges_as_the_first_would() -> None:

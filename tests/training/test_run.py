@@ -161,8 +161,9 @@ def test_a_discarded_run_leaves_no_checkpoint(home: Path, small: Path, monkeypat
     assert series(home, run_id)["train/loss"]
 
 
-def test_a_hopeless_learning_rate_ends_as_diverged_with_its_history(home: Path, small: Path) -> None:
-    run_id = submit(home, spec_data(small, "full", lr=1000.0, steps=60))
+@pytest.mark.parametrize("steps", [1, 5, 60])
+def test_a_hopeless_learning_rate_ends_as_diverged_with_its_history(home: Path, small: Path, steps: int) -> None:
+    run_id = submit(home, spec_data(small, "full", lr=1000.0, steps=steps))
     assert run_job(home, run_id, Caches()) == "diverged"
     row = Runs(home).get(run_id)
     assert row.todo == "Lower the learning rate."
