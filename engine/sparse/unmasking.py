@@ -72,10 +72,7 @@ class Unmasking:
                 self._squares.append(torch.linalg.vector_norm(gradient).square())
 
     def _close(self, part: Part, gradient: torch.Tensor, mark: float) -> None:
-        """Take the selected entries' gradients, and mark what cannot be chosen.
-
-        That are they, those the method excludes, and what is no entry.
-        """
+        """Take the selected entries' gradients; mark them, what the method excludes, and what is no entry."""
         self._sparse.gather_part(part, gradient, mark)
         for places in [*self._never.get(part, ()), slice(part.filled, part.size)]:
             gradient[places] = mark
