@@ -112,15 +112,14 @@ def _ends(interval: Interval) -> str:
 
 
 def curves(groups: Sequence[Group]) -> list[Curve]:
-    """The recorded scalars of every run."""
+    """The recorded scalars of every group."""
     return [
         Curve(
-            group.label if len(group.rows) == 1 else f"{group.label}, seed {row.seed}",
-            row.method,
-            feed.StoredRun(row.id).snapshot().scalars,
+            group.label,
+            group.rows[0].method,
+            tuple(feed.StoredRun(row.id).snapshot().scalars for row in group.rows),
         )
         for group in groups
-        for row in group.rows
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ from pages.parts.figures.grid import ceiling, decade, percent
 from pages.parts.figures.importance import importance_grid, importance_note
 from pages.parts.figures.layers import sections
 from pages.parts.figures.mask import block_counts, block_of, entries_of, growth_chart, mask_grid, matrix_grid
-from pages.parts.figures.palette import Style, colour, scale, style_of
+from pages.parts.figures.palette import Style, colour, scale, style_of, styles_together
 from pages.parts.figures.path import distance_chart, path_note, path_table, polyline_chart
 from pages.parts.figures.plane import ends_of, note_of, plane_chart
 from pages.parts.figures.plotly import plotly_figure
@@ -216,7 +218,7 @@ def test_confusion_rows_are_the_right_classes():
 
 
 def test_comparison_draws_family_colour_and_method_dash():
-    curves = [Curve("A", "lora", {"validation/accuracy": curve(0.5)}), Curve("B", "dora", {})]
+    curves = [Curve("A", "lora", ({"validation/accuracy": curve(0.5)},)), Curve("B", "dora", ({},))]
     chart = overlay_chart(curves, "validation/accuracy", "light", majority=0.4)
     assert [series.name for series in chart.shown] == ["largest class", "A"]
     points = [Point("A", "lora", 100, 0.7, 0.6, 0.8), Point("B", "full", 9000, 0.8, None, None)]
@@ -234,6 +236,38 @@ def test_methods_of_one_family_share_a_colour_and_differ_by_marker_and_dash():
         seen = by_family.setdefault(method.family, set())
         assert (style.marker, style.dash) not in seen, name
         seen.add((style.marker, style.dash))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_in_one_picture_nothing_of_a_family_looks_alike(theme):
+    selective = sorted(name for name, method in methods().items() if method.family == "selective")
+    for start in range(0, len(selective), 8):
+        names = [*selective[start : start + 6], selective[start], "lora", "lora"]
+        styles = styles_together(names, theme)
+        for family in (styles[:7], styles[7:]):
+            assert len({style.marker for style in family}) == len({style.dash for style in family}) == len(family)
+            assert all(one.colour != other.colour for one, other in pairwise(family))
+    back = {"light": "#FFFFFF", "dark": "#12161C"}[theme]
+    assert min(contrast(style.colour, back) for style in styles) >= 3
+
+
+def test_in_one_picture_methods_keep_their_own_look_where_they_can():
+    lora, again, adalora = styles_together(["lora", "lora", "adalora"], "light")
+    assert (lora, adalora.marker, adalora.dash) == (style_of("lora", "light"), "square", (6, 3))
+    assert again.marker not in (lora.marker, adalora.marker)
+    assert len(styles_together(["id3"] * 100, "dark")) == 100
+
+
+def test_seeds_of_one_spec_are_one_line_between_the_lowest_and_the_highest():
+    seeds = [{"validation/accuracy": curve(0.5, 0.6), "train/loss": curve(1.0, 0.5)},
+             {"validation/accuracy": curve(0.7, 0.9), "train/loss": curve(2.0, 0.5)}]  # fmt: skip
+    (line,) = overlay_chart([Curve("A", "lora", tuple(seeds))], "validation/accuracy", "light").shown
+    assert line.name == "A, mean of 2 seeds"
+    assert line.y == pytest.approx([0.6, 0.75])
+    assert (line.low.tolist(), line.high.tolist(), line.marker) == ([0.5, 0.6], [0.7, 0.9], "circle")
+    (loss,) = overlay_chart([Curve("A", "lora", tuple(seeds))], "train/loss", "light").shown
+    assert loss.y[0] == pytest.approx(1.5)
+    assert (loss.low, loss.marker) == (None, "")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
