@@ -62,7 +62,11 @@ with shell.told():
     st.dataframe(
         compared.lines(groups), hide_index=True, alt="One line per group of runs",
         column_config={
-            "Trained": st.column_config.NumberColumn(format="localized", help="By the method, head apart"),
+            "Trained": st.column_config.NumberColumn(
+                format="localized",
+                help="By the method, head apart: as counted at the end of the run, which may differ from what was "
+                "planned; mean over the seeds",
+            ),
             "Head": st.column_config.NumberColumn(format="localized"),
             "Test accuracy": st.column_config.NumberColumn(format="percent"),
             "Interval": st.column_config.TextColumn("95 % interval", help="In per cent; over seeds or test items"),

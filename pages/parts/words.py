@@ -64,10 +64,10 @@ def ago(moment: float) -> str:
     return time.strftime("%d %b %Y", time.localtime(moment))
 
 
-def trained(row: RunRow) -> str:
-    """What a run trains: ``26,112 + head 770``."""
-    params = row.plan["params"]
-    return f"{params['method']:,} + head {params['head']:,}"
+def params_of(row: RunRow) -> dict[str, int]:
+    """Parameters of a run: as counted at its end where there is one, else as planned."""
+    found: dict[str, int] = (row.summary or {}).get("params") or row.plan["params"]
+    return found
 
 
 def plain(text: str) -> str:

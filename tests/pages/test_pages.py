@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
+
+import numpy as np
 import pytest
 
 from engine.errors import UnknownName
@@ -15,6 +19,11 @@ from tests.pages.conftest import NASTY, STEPS
 def no_error(app):
     assert not app.exception, app.exception
     return app
+
+
+def numbers(packed) -> list[float]:
+    """An array as Plotly sends it to the browser."""
+    return np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"]).tolist()
 
 
 def kinds(app) -> set[str]:
@@ -271,6 +280,28 @@ def test_compare_puts_seeds_together_and_says_what_can_be_concluded(house, words
     assert all("over 2 seeds" in text for text in table["Interval"])
     assert "What can be concluded" in words_of(app)
     assert "told apart" in words_of(app)
+
+
+def test_sizes_are_those_that_the_result_counted(house, words_of):
+    """A method that moved other weights than planned has one number in the label, the table and the picture."""
+    run_id = house.add("gmt")
+    house.finish(run_id, params={"requested": None, "method": 777, "head": 5, "total": 782})
+    app = no_error(house.open("compare"))
+    table = app.dataframe[0].value
+    assert (table["Trained"][0], table["Head"][0]) == (777, 5)
+    assert table["Method"][0].endswith(" 777")
+    assert " 777 " in app.multiselect[0].options[0]
+    shown = [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
+    (pareto,) = [chart for chart in shown if "as counted at the end" in chart["layout"]["xaxis"]["title"]["text"]]
+    assert numbers(pareto["data"][0]["x"]) == [777]
+    assert no_error(house.open("run")).dataframe[0].value["Trains"].tolist() == [777]
+
+
+def test_settings_tell_groups_of_one_method_and_size_apart(house):
+    for rate in (0.001, 0.002):
+        house.finish(house.add("lora", train={"steps": STEPS, "batch_size": 4, "lr": rate}))
+    names = no_error(house.open("compare")).dataframe[0].value["Method"].tolist()
+    assert [name.split(", ")[-1] for name in names] == ["lr 0.001", "lr 0.002"]
 
 
 def test_runs_of_different_models_are_told_apart_and_warned_of(house, words_of):

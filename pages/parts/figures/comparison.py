@@ -85,7 +85,7 @@ def _together(seeds: Sequence[Scalars], key: str) -> tuple[np.ndarray, np.ndarra
 
 
 def pareto_chart(points: Sequence[Point], theme: Theme) -> Chart:
-    """Test accuracy against trainable parameters of the method, on a log axis."""
+    """Test accuracy against what the method trained, as counted at the end, on a log axis."""
     series = []
     for point, style in zip(points, styles_together([point.method for point in points], theme), strict=True):
         known = point.low is not None and point.high is not None
@@ -106,7 +106,7 @@ def pareto_chart(points: Sequence[Point], theme: Theme) -> Chart:
     return Chart(
         name="accuracy-parameters",
         title="Test accuracy against trained parameters",
-        x="parameters trained by the method, head apart (log)",
+        x="parameters trained, as counted at the end, head apart (log)",
         y="test accuracy (higher is better)",
         alt=f"Highest: {best.label} at {best.accuracy:.1%} with {best.params:,}." if best else "No finished run.",
         series=tuple(series),
