@@ -320,6 +320,7 @@ def test_masks_are_compared_with_what_chance_would_give(house, words_of):
     (table,) = [frame.value for frame in app.dataframe if "By lot" in frame.value]
     assert table["Jaccard"].tolist() == [1.0], "the house records the same entries for both"
     assert table["Common"][0] > 10 * table["By lot"][0]
+    assert "times as many as by lot" in words_of(app)
 
 
 def test_one_run_is_measured_at_many_budgets(house, words_of, monkeypatch):
