@@ -140,7 +140,9 @@ def _add_results(commands: Commands) -> None:
     plane.add_argument("--step", type=int, help="the newest recorded moment not after this step; the last by default")
     layers = _add(commands, "layers", inside.layers, "Say which layers a run trained, over its steps.")
     layers.add_argument("run")
-    findings = _add(commands, "findings", inside.findings, "Say what a method measured of the layers to choose by.")
+    findings = _add(
+        commands, "findings", inside.findings, "Say what a method measured of the layers or heads to choose by."
+    )
     findings.add_argument("run")
     budgets = _add(commands, "budgets", running.budgets, "Measure one run of ID3 at ten sizes of its mask.")
     budgets.add_argument("run")

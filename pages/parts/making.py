@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from engine.probes.found import importance_of, path_of, trials_of
+from engine.probes.found import importance_of, path_of, scores_of, trials_of
 from engine.probes.recorded import plane_of, turns_of
 from pages.parts.figures.bias import bias_grid
 from pages.parts.figures.change import change_grid, path_chart, scatter_chart
@@ -24,6 +24,7 @@ from pages.parts.figures.palette import Style, Theme, style_of
 from pages.parts.figures.path import distance_chart, path_note, polyline_chart
 from pages.parts.figures.plane import ends_of, note_of, plane_chart
 from pages.parts.figures.rank import rank_grid, rank_timeline, rank_warning, schedule_chart
+from pages.parts.figures.scores import scores_chart, scores_note
 from pages.parts.figures.trials import trials_chart, trials_note
 from pages.parts.figures.turns import COLUMNS, turns_grid
 from pages.parts.panel import Moment
@@ -181,6 +182,12 @@ def trials(scene: Scene) -> tuple[Chart, str] | None:
     """The trials of a search for layers, and what they rest on."""
     found = trials_of(scene.moment.snapshot.metas)
     return (trials_chart(found, scene.style, scene.theme), trials_note(found)) if found else None
+
+
+def scores(scene: Scene) -> tuple[Chart, str] | None:
+    """What was measured of each layer or head, and when."""
+    found = scores_of(scene.moment.snapshot.metas)
+    return (scores_chart(found, scene.style, scene.theme), scores_note(found)) if found else None
 
 
 def importance(scene: Scene) -> tuple[Grid, str] | None:

@@ -21,6 +21,8 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"name": "rdp_lora", "layers": 1, "rank": 2, "samples": 6},
     {"name": "subtuning", "layers": 2, "samples": 16, "trial_steps": 2},
     {"name": "ist", "interval": 3, "rate": 1000.0},
+    {"name": "surgical", "layers": 1, "samples": 6},
+    {"name": "tuned_heads", "heads": 1, "samples": 6},
 )
 
 
@@ -70,6 +72,14 @@ def test_findings_are_printed_and_given_as_json(store):
     assert [len(each["trials"]) for each in rounds] == [2, 1]
     assert told.out.count("yes") == 2
     assert f"{rounds[0]['trials'][1]['loss']:.4f}" in told.out
+    for method, when in (("surgical", "before training"), ("tuned_heads", "after step 2")):
+        told = call("findings", store[method])
+        rows = call("findings", store[method], "--json").json["scores"]["rows"]
+        assert f"on 6 training examples, {when}" in told.out
+        best = max(rows, key=lambda row: row[2])
+        assert [row for row in rows if row[3]] == [best]
+        assert f"layer {best[0]}" in told.out
+        assert [line.endswith("yes") for line in told.out.splitlines()].count(True) == 1
     told = call("findings", store["ist"])
     changes = call("findings", store["ist"], "--json").json["changes"]
     assert [change["step"] for change in changes] == [0, 3, 6, 9]

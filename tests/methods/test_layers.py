@@ -16,6 +16,7 @@ from engine.methods.kappatune import KappaTune, condition
 from engine.methods.lisa import LISA
 from engine.methods.pafi import PaFi
 from engine.methods.surgical import Surgical
+from engine.probes.found import scores_of
 from tests.methods import reference
 from tests.methods.driver import Training, batches_of, make, weights
 from tests.tiny import architecture_of, tiny_bert, tiny_llama
@@ -55,6 +56,11 @@ def test_only_the_layers_with_most_fisher_information_move(weight_decay: float) 
     best = sorted(range(4), key=lambda layer: -scores[layer])[:2]
     run = training(Surgical, layers=2, weight_decay=weight_decay).run(batches_of(12))
     chosen = names([row for layer in best for row in block(ARCHITECTURE, layer)])
+    shown = scores_of({"findings": run.method.findings()})
+    assert shown is not None
+    assert [row.value for row in shown.rows] == pytest.approx(scores, rel=1e-4)
+    assert [row.layer for row in shown.rows if row.chosen] == sorted(best)
+    assert (shown.examples, shown.step) == (len(EXAMPLES), 0)
     assert run.method.active == chosen  # type: ignore[attr-defined]
     found = moved(weights(tiny_bert(layers=4)), run)
     assert found <= chosen

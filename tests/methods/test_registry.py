@@ -50,7 +50,18 @@ def test_the_declaration_is_complete(name):
     places = [cls.__doc__.find(heading) for heading in ("Why it exists", "What to watch", "When it fails")]
     assert -1 not in places
     assert places == sorted(places)
-    assert set(cls.views) <= {"mask", "plane", "layers", "rank", "change", "bias", "path", "trials", "importance"}
+    assert set(cls.views) <= {
+        "mask",
+        "plane",
+        "layers",
+        "rank",
+        "change",
+        "bias",
+        "path",
+        "trials",
+        "importance",
+        "scores",
+    }
     assert set(cls.export_formats) <= {"delta", "peft", "merged", "tensors"}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.methods.registry import methods
-from engine.probes.found import Importance, Path, Round, Trial, Trials
+from engine.probes.found import Importance, Path, Round, Score, Scores, Trial, Trials
 from engine.probes.recorded import Plane, Turns
 from pages.parts.figures.change import change_grid, correlation_sentence, path_chart, scatter_chart
 from pages.parts.figures.chart import Chart, Series, smoothed
@@ -25,6 +25,7 @@ from pages.parts.figures.path import distance_chart, path_note, path_table, poly
 from pages.parts.figures.plane import ends_of, note_of, plane_chart
 from pages.parts.figures.plotly import plotly_figure
 from pages.parts.figures.rank import rank_grid, rank_timeline, rank_warning, schedule_chart
+from pages.parts.figures.scores import scores_chart, scores_note
 from pages.parts.figures.trials import trials_chart, trials_note, trials_table
 from pages.parts.figures.turns import turns_grid
 from pages.parts.figures.vega import vega_spec
@@ -203,6 +204,23 @@ def test_change_is_shown_per_matrix_and_its_correlation_said():
     assert grid.sections[0].cells[0].text == "10%"
     path = path_chart(np.array([0, 5]), np.array([[0, 0], [1, 3]]), np.array([[0, 0], [2, 2]]), 10, STYLE)
     assert path.series[0].y.tolist() == [0, 1]
+
+
+def test_scores_show_what_trains_and_how_far_it_stands_out():
+    rows = (Score(0, 0, 0.1, False), Score(0, 1, -0.2, False), Score(1, 0, 0.5, True), Score(1, 1, 0.3, True))
+    scores = Scores("head", "effect: growth of the loss", rows, examples=8, step=3)
+    chart = scores_chart(scores, STYLE, "light")
+    none, rest, trained = chart.shown
+    assert (none.kind, rest.y.tolist(), trained.y.tolist()) == ("level", [0.1, -0.2], [0.5, 0.3])
+    assert trained.x == pytest.approx([0.7, 1.3])
+    assert trained.labels == ("layer 1, head 0", "layer 1, head 1")
+    assert "layer 1, head 1 with 0.3, the first that was not layer 0, head 0 with 0.1" in chart.alt
+    assert chart.data()["effect"].tolist() == [0.5, 0.3, 0.1, -0.2]
+    assert "after step 3, on 8 training examples" in scores_note(scores)
+    layer = Scores("layer", "score", (Score(0, 0, 2.0, True),), examples=8, step=0)
+    assert [series.name for series in scores_chart(layer, STYLE, "dark").shown] == ["trained"]
+    assert "All 1 train" in scores_chart(layer, STYLE, "dark").alt
+    assert "before the first step" in scores_note(layer)
 
 
 def test_cost_charts_are_of_what_was_reported():

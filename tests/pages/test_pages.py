@@ -458,6 +458,7 @@ def test_what_a_real_run_recorded_is_drawn_at_every_moment(house, words_of, meth
         ("rdp_lora", "path", "Path of the mean hidden state (n = 64 examples", "Measured before the first step"),
         ("subtuning", "trials", "Trials of layers, round by round (n = ", "paired by example"),
         ("ist", "importance", "Importance of each layer over the steps", "Every 10 steps"),
+        ("surgical", "scores", "Score of each layer (n = ", "before the first step"),
     ],
 )
 def test_what_a_method_chose_layers_by_is_drawn_at_every_moment(house, words_of, method, view, title, note):
@@ -471,7 +472,24 @@ def test_what_a_method_chose_layers_by_is_drawn_at_every_moment(house, words_of,
         assert note in words_of(app)
 
 
-@pytest.mark.parametrize(("method", "view"), [("rdp_lora", "path"), ("subtuning", "trials"), ("ist", "importance")])
+def test_what_is_measured_in_mid_run_is_shown_from_then_on(house, words_of):
+    run_id = house.add("tuned_heads", budget=None)
+    waiting = house.add("tuned_heads", budget=None, seed=1)
+    house.runs.claim(run_id, "cpu:0", {"name": "test", "pid": 1, "created": 0.0})
+    assert run_job(house.home, run_id, Caches()) == "finished", house.runs.get(run_id).error
+    early = no_error(house.open("run", run=run_id, view="scores", t="3"))
+    assert "Measured after step 4: at this moment nothing is known" in words_of(early)
+    assert not early.get("plotly_chart")
+    late = no_error(house.open("run", run=run_id, view="scores", t="4"))
+    assert "Score of each head (n = 64 examples" in words_of(late)
+    assert "the 4 of 16 heads with the highest scores" in words_of(late)
+    assert "as soon as" in words_of(no_error(house.open("run", run=waiting, view="scores")))
+
+
+@pytest.mark.parametrize(
+    ("method", "view"),
+    [("rdp_lora", "path"), ("subtuning", "trials"), ("ist", "importance"), ("tuned_heads", "scores")],
+)
 def test_a_run_from_before_findings_were_recorded_opens_and_says_what_is_missing(house, words_of, method, view):
     old, waiting = house.add(method, budget=None), house.add(method, budget=None, seed=1)
     house.finish(old)
