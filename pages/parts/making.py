@@ -240,7 +240,7 @@ def changes(scene: Scene) -> tuple[Chart, Chart] | None:
     scatter = scatter_chart(matrices, last["magnitude"], last["direction"], scene.layers, step, scene.theme)
     magnitude, direction = (np.stack([arrays[name] for _, arrays in frames]) for name in ("magnitude", "direction"))
     steps = np.array([at for at, _ in frames])
-    return scatter, path_chart(steps, magnitude, direction, scene.moment.total, scene.style)
+    return scatter, path_chart(steps, magnitude, direction, scene.moment.total, scene.style, scene.theme)
 
 
 def biases(scene: Scene) -> Grid | None:

@@ -202,8 +202,10 @@ def test_change_is_shown_per_matrix_and_its_correlation_said():
     assert "Too few" in correlation_sentence(magnitude[:1], direction[:1])
     grid = change_grid(three, magnitude, "relative", 2, 5)
     assert grid.sections[0].cells[0].text == "10%"
-    path = path_chart(np.array([0, 5]), np.array([[0, 0], [1, 3]]), np.array([[0, 0], [2, 2]]), 10, STYLE)
+    path = path_chart(np.array([0, 5]), np.array([[0, 0], [1, 3]]), np.array([[0, 0], [2, 2]]), 10, STYLE, "light")
     assert path.series[0].y.tolist() == [0, 1]
+    assert [trace.mode for trace in plotly_figure(path).data] == ["markers", "markers"], "no line where nobody measured"
+    assert "measured 2 times" in path.alt
 
 
 def test_scores_show_what_trains_and_how_far_it_stands_out():
