@@ -13,8 +13,8 @@ from pages.parts.figures.grid import Cell, Grid, ceiling, percent
 from pages.parts.figures.layers import ROLE_NAMES, Row, sections, title_of
 from pages.parts.figures.palette import Style, Theme, colour, scale
 
-POINT = 40.0
-"""Square pixels of a measured moment."""
+LARGE, SMALL = 110.0, 25.0
+"""Square pixels of a measured moment: of what is drawn first, and of what may come to lie upon it."""
 Measure = Literal["relative", "magnitude", "direction"]
 _TITLES = {
     "relative": "Relative change |W − W₀| / |W₀|",
@@ -103,7 +103,6 @@ def path_chart(
         theme: of the browser.
     """
     m, d = magnitude.mean(axis=1), direction.mean(axis=1)
-    sizes = np.full(len(m), POINT)
     other = "square" if style.marker != "square" else "circle"
     return Chart(
         name="change-path",
@@ -116,11 +115,11 @@ def path_chart(
         series=(
             Series(
                 f"magnitude (last {m[-1]:.3g})", steps, m / (m[-1] or 1), style.colour, "points",
-                marker=style.marker, sizes=sizes,
+                marker=style.marker, sizes=np.full(len(m), LARGE),
             ),
             Series(
                 f"direction (last {d[-1]:.3g})", steps, d / (d[-1] or 1), colour("baseline", theme), "points",
-                marker=other, sizes=sizes,
+                marker=other, sizes=np.full(len(m), SMALL),
             ),
         ),
         x_range=(0, total_steps),
