@@ -211,8 +211,22 @@ def test_a_budget_out_of_reach_is_refused_with_a_reason(house, words_of):
     app = house.open("launch", like=run_id)
     app.number_input(key=f"launch-{run_id}-params").set_value(0).run()
     no_error(app)
-    assert "trains nothing" in words_of(app)
-    assert "Launch" not in [button.label for button in app.button]
+    assert words_of(app).count("trains nothing") == 2, "in the plan's place and below the budget's field"
+    (button,) = [button for button in app.button if button.label == "Launch"]
+    assert button.disabled
+    assert "trains nothing" in button.help
+    app.number_input(key=f"launch-{run_id}-params").set_value(600).run()
+    assert "trains nothing" not in words_of(no_error(app))
+    (button,) = [button for button in app.button if button.label == "Launch"]
+    assert not button.disabled
+
+
+def test_without_data_the_button_says_what_is_missing(house):
+    app = house.open("launch")
+    app.selectbox(key="launch--dataset").set_value("A file on this machine").run()
+    (button,) = [button for button in no_error(app).button if button.label == "Launch"]
+    assert button.disabled
+    assert "Choose a model and data first" in button.help
 
 
 def test_an_identical_finished_run_is_offered(house, words_of):
@@ -256,7 +270,7 @@ def test_a_file_that_cannot_be_learned_from_is_refused_with_a_reason(house, word
     app = no_error(upload(house.open("launch"), "mine.csv", data))
     assert "This did not work" in words_of(app)
     assert said in words_of(app)
-    assert "Launch" not in [button.label for button in app.button]
+    assert all(button.disabled for button in app.button if button.label == "Launch")
 
 
 def test_a_hub_that_cannot_be_reached_leaves_the_rest_usable(house, words_of, monkeypatch):
