@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -235,6 +236,33 @@ def test_confusion_rows_are_the_right_classes():
     grid = confusion_grid(np.array([[8, 2], [0, 0]]), ("bad", "good"))
     assert [cell.value for cell in grid.sections[0].cells] == [0.8, 0.2, 0, 0]
     assert grid.alt == "8 of 10 right."
+
+
+def test_a_legend_has_room_for_a_line_per_entry_below_the_toolbar():
+    def layout(entries: int):
+        series = tuple(Series(f"method {n}", np.arange(3), np.arange(3), "#000000") for n in range(entries))
+        return plotly_figure(Chart(name="c", title="C", x="x", y="y", series=series, alt="", height=300)).layout
+
+    two, twenty = layout(2), layout(20)
+    assert twenty.height - twenty.legend.maxheight >= 300 - 100, "the picture keeps its room in a narrow column"
+    assert twenty.legend.maxheight >= 20 * 20
+    for found in (two, twenty):
+        top = (1 - found.legend.y) * found.height
+        assert found.legend.yanchor == "top"
+        assert top >= 30, "the toolbar's height"
+
+
+def test_a_live_legend_has_as_many_columns_as_fit():
+    def columns(name: str, width: int) -> int:
+        series = tuple(Series(f"{name} {n}", np.arange(3), np.arange(3), "#000000") for n in range(4))
+        spec = vega_spec(Chart(name="c", title="C", x="x", y="y", series=series, alt=""))
+        said = spec["layer"][0]["encoding"]["color"]["legend"]["columns"]["expr"]
+        return eval(said.replace("floor", "math.floor"), {"width": width, "math": math, "max": max, "min": min})
+
+    assert columns("a name of some length", 100) == 1
+    assert columns("a name of some length", 450) == 2
+    assert columns("up", 450) > 4
+    assert columns("up", 4000) == 6
 
 
 def test_comparison_draws_family_colour_and_method_dash():

@@ -106,7 +106,7 @@ def path_chart(
     other = "square" if style.marker != "square" else "circle"
     return Chart(
         name="change-path",
-        title="Mean change where it was measured, relative to its last value",
+        title="Mean change, where it was measured",
         x="step",
         y="share of the last value",
         alt=f"Last: magnitude {m[-1]:.3g}, direction {d[-1]:.3g}; measured {len(m):,} times."

@@ -106,7 +106,7 @@ def pareto_chart(points: Sequence[Point], theme: Theme) -> Chart:
     return Chart(
         name="accuracy-parameters",
         title="Test accuracy against trained parameters",
-        x="parameters trained, as counted at the end, head apart (log)",
+        x="trained parameters, as counted at the end (log)",
         y="test accuracy (higher is better)",
         alt=f"Highest: {best.label} at {best.accuracy:.1%} with {best.params:,}." if best else "No finished run.",
         series=tuple(series),
