@@ -125,3 +125,7 @@ def test_the_same_seed_gives_the_same_losses(name, base):
         return Training(method, model, lr=methods()[name].lr.value, score_batches=singles).run(batches_of(6)).losses
 
     assert losses() == losses()
+
+
+def test_what_trains_lora_in_chosen_layers_stands_with_lora() -> None:
+    assert {methods()[name].family for name in ("rdp_lora", "ist", "lora")} == {"reparameterised"}
