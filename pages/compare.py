@@ -71,7 +71,9 @@ with shell.told():
             "Test accuracy": st.column_config.NumberColumn(format="percent"),
             "Interval": st.column_config.TextColumn("95 % interval", help="In per cent; over seeds or test items"),
             "Learning rate": st.column_config.NumberColumn(format="%.2g"),
-            "Time": st.column_config.NumberColumn(format="%.1f s", help="Mean over the seeds"),
+            "Time": st.column_config.NumberColumn(
+                format="%.1f s", help="Of the whole run, with loading and evaluations; mean over the seeds"
+            ),
             "Peak memory": st.column_config.NumberColumn(format="%.0f MiB"),
             "Answer time": st.column_config.NumberColumn(
                 format="%.2f x", help="Of one example, in multiples of the base model's; as it is, not merged"

@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.probes.found import importance_of, path_of, scores_of, trials_of
 from engine.probes.recorded import plane_of, turns_of
+from pages.parts import words
 from pages.parts.figures.bias import bias_grid
 from pages.parts.figures.change import change_grid, path_chart, scatter_chart
 from pages.parts.figures.chart import Chart
@@ -119,10 +120,11 @@ def accuracy(scene: Scene) -> Chart:
     """Training and validation accuracy with the two guides."""
     moment = scene.moment
     baseline = dict(moment.snapshot.metas.get("baseline", {}))
+    part = words.part(moment.snapshot.metas.get("curve"))
     steps, values = moment.snapshot.scalars.get("validation/accuracy", FIRST)
     if len(steps) and steps[0] == 0:
         baseline.setdefault("step0", float(values[0]))
-    return accuracy_chart(moment.scalars, baseline, moment.total, scene.style, scene.theme, moment.marked)
+    return accuracy_chart(moment.scalars, baseline, moment.total, scene.style, scene.theme, moment.marked, part)
 
 
 def mask(scene: Scene) -> Grid | None:

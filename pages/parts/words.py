@@ -70,6 +70,11 @@ def params_of(row: RunRow) -> dict[str, int]:
     return found
 
 
+def part(curve: dict[str, int] | None) -> str:
+    """On which validation examples a curve was measured: ``256 of 816``; empty where all, or not on record."""
+    return f"{curve['items']:,} of {curve['of']:,}" if curve and curve["items"] < curve["of"] else ""
+
+
 def plain(text: str) -> str:
     """Text for a place that reads Markdown, with every mark of Markdown escaped."""
     return "".join(f"\\{sign}" if sign in "\\`*_{}[]<>()#+-.!|~:$&" else sign for sign in text)

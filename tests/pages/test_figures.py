@@ -87,6 +87,9 @@ def test_live_spec_stays_the_same_while_numbers_come_in():
 
 
 def test_accuracy_is_drawn_against_the_largest_class_and_the_untrained_model():
+    part = accuracy_chart({"validation/accuracy": curve(0.6)}, {}, 5, STYLE, "light", part="256 of 816")
+    assert part.shown[-1].name == "validation, 256 of 816"
+    assert "60.0% at step 1, on the same 256 of 816 validation examples throughout" in part.alt
     chart = accuracy_chart({"validation/accuracy": curve(0.6)}, {"majority": 0.52, "step0": 0.48}, 5, STYLE, "light")
     levels = {series.name: series.y[0] for series in chart.shown if series.kind == "level"}
     assert levels == {"largest class": 0.52, "untrained": 0.48}

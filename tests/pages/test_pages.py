@@ -197,6 +197,29 @@ def test_unknown_run_says_so_and_leads_back(house, words_of):
     no_error(house.open("run", run="../../etc/passwd"))
 
 
+def test_numbers_of_a_run_say_what_they_were_measured_on(house, words_of):
+    run_id = house.add()
+    house.finish(run_id)
+    with RunWriter(house.runs.folder(run_id).database) as sink:
+        sink.meta("curve", {"items": 256, "of": 816})
+    app = no_error(house.open("run", run=run_id, t=str(STEPS)))
+    metrics = {metric.label: metric for metric in app.metric}
+    assert metrics["Validation accuracy"].delta == "at the end, all 816"
+    assert "fixed part of it, 256 of 816 examples" in metrics["Validation accuracy"].help
+    assert "on the same 256 of 816 validation examples throughout" in words_of(app)
+    time = metrics["Time, with loading"]
+    assert (time.value, time.delta) == ("80 s", "0.3 steps/s in training")
+    assert "The training steps alone took 60 s" in time.help
+    assert "The other 20 s went into loading" in time.help
+
+
+def test_a_run_from_before_the_curve_was_described_opens(house, words_of):
+    run_id = house.add()
+    house.finish(run_id)
+    app = no_error(house.open("run", run=run_id, t=str(STEPS)))
+    assert {metric.label: metric for metric in app.metric}["Validation accuracy"].delta == "at the end, on all"
+
+
 def test_plan_is_shown_before_launch(house, words_of):
     run_id = house.add()
     text = words_of(no_error(house.open("launch", like=run_id)))
