@@ -44,7 +44,8 @@ def plane(arguments: argparse.Namespace) -> int:
         "unseen": found.unseen,
         "cells": cells,
     }
-    return emit(arguments, data, "\n".join([*_about(found), "", table([_short(cell) for cell in cells])]))
+    told = [table([_short(cell) for cell in cells])] if arguments.bins else _by_decade(found, len(cells))
+    return emit(arguments, data, "\n".join([*_about(found), "", *told]))
 
 
 def _cells(plane: Plane) -> list[dict[str, Any]]:
@@ -63,6 +64,25 @@ def _cells(plane: Plane) -> list[dict[str, Any]]:
 def _short(cell: dict[str, Any]) -> dict[str, Any]:
     ends = {f"|{name}| from": f"{cell[name][0]:.2e}" for name in ("weight", "gradient")}
     return ends | {name: f"{cell[name]:,}" for name in ("rest", "chosen", "new")}
+
+
+def _by_decade(plane: Plane, bins: int) -> list[str]:
+    """The counts of all bins, added up by power of ten: once over gradients, once over weights."""
+    lines: list[str] = []
+    for name, edges, axis in (("gradient", plane.gradients, 1), ("weight", plane.weights, 0)):
+        decades = np.floor(np.log10(edges[:-1]) + 1e-9).astype(int)
+        counts = {kind: table.sum(axis=axis) for kind, table in plane.tables.items()}
+        rows = [
+            {f"|{name}| from": f"1e{decade:+03d}"}
+            | {kind: f"{int(counts[kind][decades == decade].sum()):,}" for kind in ("rest", "chosen", "new")}
+            for decade in np.unique(decades)[::-1].tolist()
+            if any(counts[kind][decades == decade].any() for kind in counts)
+        ]
+        lines += [table(rows), ""]
+    return [
+        *lines,
+        f"{bins:,} bins hold weights, here by the power of ten of their lower ends: --bins prints each, --json too.",
+    ]
 
 
 def _about(plane: Plane) -> list[str]:

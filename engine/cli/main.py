@@ -138,6 +138,7 @@ def _add_results(commands: Commands) -> None:
     plane = _add(commands, "plane", inside.plane, "Say where chosen and other weights lie by value and gradient.")
     plane.add_argument("run")
     plane.add_argument("--step", type=int, help="the newest recorded moment not after this step; the last by default")
+    plane.add_argument("--bins", action="store_true", help="print every bin that holds weights, not their sums")
     layers = _add(commands, "layers", inside.layers, "Say which layers a run trained, over its steps.")
     layers.add_argument("run")
     findings = _add(

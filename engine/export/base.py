@@ -29,7 +29,9 @@ An adapter with its task head, trained by PEFTscope (run {run}). It belongs on t
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-base = AutoModelForSequenceClassification.from_pretrained("{load}", num_labels={count}{revision})
+base = AutoModelForSequenceClassification.from_pretrained(
+    "{load}", num_labels={count}, dtype="float32"{revision}
+)
 model = PeftModel.from_pretrained(base, "folder of this file").eval()
 ```
 """

@@ -56,6 +56,19 @@ def test_plane_and_layers_are_printed_and_given_as_json(store):
     assert {change["step"] for change in data["changes"]} <= {0, 4, 8}
 
 
+def test_plane_is_short_unless_every_bin_is_asked_for(store):
+    cells = call("plane", store["id3"], "--json").json["cells"]
+    short = call("plane", store["id3"]).out.splitlines()
+    assert len(short) < 45 < len(cells)
+    assert f"{len(cells):,} bins hold weights" in short[-1]
+    tables = "\n".join(short).split("\n\n")[1:3]
+    for text in tables:
+        counts = [[int(count.replace(",", "")) for count in line.split()[1:]] for line in text.splitlines()[1:]]
+        sums = [sum(cell[kind] for cell in cells) for kind in ("rest", "chosen", "new")]
+        assert [sum(column) for column in zip(*counts, strict=True)] == sums
+    assert len(call("plane", store["id3"], "--bins").out.splitlines()) > len(cells)
+
+
 def test_findings_are_printed_and_given_as_json(store):
     told = call("findings", store["rdp_lora"])
     assert told.status == 0

@@ -95,7 +95,7 @@ def test_an_adapter_says_which_base_it_belongs_on(trained: Trained, tmp_path: Pa
         (
             ModelSource("owner/name@main", "name", Path("x"), "0" * 64, "", "hub", revision="abc"),
             "owner/name",
-            '"owner/name", num_labels=2, revision="abc")',
+            '"owner/name", num_labels=2, dtype="float32", revision="abc"',
         ),
     ],
     ids=["assets", "package", "hub"],
