@@ -5,11 +5,10 @@ from contextlib import suppress
 import streamlit as st
 
 from engine.errors import EngineError
-from engine.settings import ASSETS
 from engine.spec import parse_spec
 from pages.parts import choose, feed, shell
 from pages.parts.data_look import look
-from pages.parts.plan_card import MOST_SEEDS, plan_card
+from pages.parts.plan_card import MOST_SEEDS, keep_plan_in_view, plan_card
 
 shell.enter()
 
@@ -49,7 +48,7 @@ with left:
         except EngineError as error:
             problem = error
 
-st.html(ASSETS / "launch.css")
+keep_plan_in_view()
 with right, st.container(border=True, key="plan"):
     st.subheader("The plan", anchor=False)
     planned = plan_card(spec, problem, seeds, beside_budget)

@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
 
 from engine.errors import SpecError
-from engine.stats.paired import holm
 
 LEVEL = 0.01
 """Of the tests behind a sentence, after Holm's correction over all pairs."""
@@ -126,6 +124,8 @@ def overlaps(masks: Sequence[Mask]) -> list[Overlap]:
             f"{labels} chose from different tensors: their masks do not compare.",
             "Choose runs of one model, on the same method if on any.",
         )
+    from engine.stats.paired import holm  # with scipy, which commands that only list masks do without
+
     judged = [place for place, pair in enumerate(found) if pair.p is not None]
     both = zip(holm([found[n].p or 0.0 for n in judged]), holm([found[n].within_p or 0.0 for n in judged]), strict=True)
     for place, (p, within_p) in zip(judged, both, strict=True):
@@ -174,6 +174,8 @@ def _variances(draws: np.ndarray) -> np.ndarray:
 
 def _two_sided(common: int, draws: np.ndarray) -> float:
     """Twice the smaller tail of a sum of independent hypergeometric numbers, one for each row of `draws`."""
+    from scipy import stats
+
     start, chances = 0, np.ones(1)
     means, reach = _means(draws), _REACH * (_variances(draws) ** 0.5 + 1)
     lows = np.maximum(np.ceil(means - reach), np.maximum(0, draws[:, 0] + draws[:, 1] - draws[:, 2])).astype(int)

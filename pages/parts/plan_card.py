@@ -18,6 +18,17 @@ from pages.parts import feed, shell, words
 from pages.parts.data_look import dataset_of
 
 MOST_SEEDS = 20
+_IN_VIEW = st.components.v2.component(
+    "peftscope_plan",
+    html="<span>\n</span>",
+    css=(settings.ASSETS / "launch.css").read_text(encoding="utf-8"),
+    isolate_styles=False,
+)
+
+
+def keep_plan_in_view() -> None:
+    """Let the column with the plan stay where it is while the form beside it is scrolled."""
+    _IN_VIEW(key="plan-in-view", height=1)
 
 
 def plan_of(spec: RunSpec) -> Plan:
