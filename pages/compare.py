@@ -62,12 +62,18 @@ with shell.told():
     st.dataframe(
         compared.lines(groups), hide_index=True, alt="One line per group of runs",
         column_config={
-            "Trained": st.column_config.NumberColumn(format="localized", help="By the method, head apart"),
+            "Trained": st.column_config.NumberColumn(
+                format="localized",
+                help="By the method, head apart: as counted at the end of the run, which may differ from what was "
+                "planned; mean over the seeds",
+            ),
             "Head": st.column_config.NumberColumn(format="localized"),
             "Test accuracy": st.column_config.NumberColumn(format="percent"),
             "Interval": st.column_config.TextColumn("95 % interval", help="In per cent; over seeds or test items"),
             "Learning rate": st.column_config.NumberColumn(format="%.2g"),
-            "Time": st.column_config.NumberColumn(format="%.1f s", help="Mean over the seeds"),
+            "Time": st.column_config.NumberColumn(
+                format="%.1f s", help="Of the whole run, with loading and evaluations; mean over the seeds"
+            ),
             "Peak memory": st.column_config.NumberColumn(format="%.0f MiB"),
             "Answer time": st.column_config.NumberColumn(
                 format="%.2f x", help="Of one example, in multiples of the base model's; as it is, not merged"

@@ -8,7 +8,7 @@ from engine.errors import EngineError
 from engine.spec import parse_spec
 from pages.parts import choose, feed, shell
 from pages.parts.data_look import look
-from pages.parts.plan_card import MOST_SEEDS, difference, launch, plan_of, show_plan
+from pages.parts.plan_card import MOST_SEEDS, keep_plan_in_view, plan_card
 
 shell.enter()
 
@@ -20,7 +20,7 @@ with shell.told():
 key = f"launch-{like}"
 
 left, right = st.columns([3, 2], gap="large")
-model, dataset, spec = "", {}, None
+model, dataset, spec, problem = "", {}, None, None
 with left:
     with st.container(border=True):
         st.subheader("Model and data", anchor=False)
@@ -30,6 +30,7 @@ with left:
     with st.container(border=True):
         st.subheader("Budget", anchor=False)
         budget = choose.choose_budget(given, key, model)
+        beside_budget = st.container()
     with st.container(border=True):
         st.subheader("Method", anchor=False)
         method = choose.choose_method(given, key, budgeted=budget is not None)
@@ -42,26 +43,19 @@ with left:
         )  # fmt: skip
     if model and dataset:
         data = {"model": model, "dataset": dataset, "method": method, "budget": budget, "train": train}
-        with shell.told():
+        try:
             spec = parse_spec({name: value for name, value in data.items() if value is not None})
+        except EngineError as error:
+            problem = error
 
-plan = None
-with right, st.container(border=True):
+keep_plan_in_view()
+with right, st.container(border=True, key="plan"):
     st.subheader("The plan", anchor=False)
-    if spec is None:
-        st.caption("It appears when model and data are chosen.")
-    else:
-        with shell.told(), st.spinner("Planning …"):
-            plan = plan_of(spec)
-    if plan is not None:
-        with shell.told():
-            show_plan(plan)
-            difference(plan, seeds)
-            launch(plan, seeds)
+    planned = plan_card(spec, problem, seeds, beside_budget)
 
 if spec is not None:
     # What stands in the way of the plan was told there already.
-    with shell.told() if plan is not None else suppress(EngineError):
+    with shell.told() if planned else suppress(EngineError):
         look(spec)
     with st.expander("This spec, as YAML"):
         st.code(spec.to_yaml(), language="yaml")

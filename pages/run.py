@@ -37,7 +37,7 @@ record = feed.StoredRun(row.id)
 snapshot = record.snapshot()
 run_head.head(row, snapshot)
 if row.summary:
-    summary_metrics(row.summary)
+    summary_metrics(row.summary, snapshot.metas.get("curve"))
 
 titles = views_of(row.method, set(snapshot.frames))
 if row.state == "finished":

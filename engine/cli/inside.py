@@ -10,7 +10,7 @@ import numpy as np
 from engine import settings
 from engine.cli.listing import emit, table
 from engine.errors import SpecError
-from engine.probes.found import Importance, Path, Trials, importance_of, path_of, trials_of
+from engine.probes.found import Importance, Path, Scores, Trials, importance_of, path_of, scores_of, trials_of
 from engine.probes.recorded import Plane, plane_of, turns_of
 from engine.store.run_reader import RunReader
 from engine.store.runs import Runs
@@ -44,7 +44,8 @@ def plane(arguments: argparse.Namespace) -> int:
         "unseen": found.unseen,
         "cells": cells,
     }
-    return emit(arguments, data, "\n".join([*_about(found), "", table([_short(cell) for cell in cells])]))
+    told = [table([_short(cell) for cell in cells])] if arguments.bins else _by_decade(found, len(cells))
+    return emit(arguments, data, "\n".join([*_about(found), "", *told]))
 
 
 def _cells(plane: Plane) -> list[dict[str, Any]]:
@@ -63,6 +64,25 @@ def _cells(plane: Plane) -> list[dict[str, Any]]:
 def _short(cell: dict[str, Any]) -> dict[str, Any]:
     ends = {f"|{name}| from": f"{cell[name][0]:.2e}" for name in ("weight", "gradient")}
     return ends | {name: f"{cell[name]:,}" for name in ("rest", "chosen", "new")}
+
+
+def _by_decade(plane: Plane, bins: int) -> list[str]:
+    """The counts of all bins, added up by power of ten: once over gradients, once over weights."""
+    lines: list[str] = []
+    for name, edges, axis in (("gradient", plane.gradients, 1), ("weight", plane.weights, 0)):
+        decades = np.floor(np.log10(edges[:-1]) + 1e-9).astype(int)
+        counts = {kind: table.sum(axis=axis) for kind, table in plane.tables.items()}
+        rows = [
+            {f"|{name}| from": f"1e{decade:+03d}"}
+            | {kind: f"{int(counts[kind][decades == decade].sum()):,}" for kind in ("rest", "chosen", "new")}
+            for decade in np.unique(decades)[::-1].tolist()
+            if any(counts[kind][decades == decade].any() for kind in counts)
+        ]
+        lines += [table(rows), ""]
+    return [
+        *lines,
+        f"{bins:,} bins hold weights, here by the power of ten of their lower ends: --bins prints each, --json too.",
+    ]
 
 
 def _about(plane: Plane) -> list[str]:
@@ -114,7 +134,7 @@ def layers(arguments: argparse.Namespace) -> int:
 
 
 def findings(arguments: argparse.Namespace) -> int:
-    """What a run's method measured of the layers to choose by."""
+    """What a run's method measured of the layers or heads to choose by."""
     store = Runs(settings.home())
     row = store.find(arguments.run)
     with RunReader(store.folder(row.id).database) as reader:
@@ -126,13 +146,16 @@ def findings(arguments: argparse.Namespace) -> int:
         told += _path(path)
     if (trials := trials_of(metas)) is not None:
         told += _trials(trials)
+    if (scores := scores_of(metas)) is not None:
+        told += _scores(scores)
     learnt = importance_of(metas, frames)
     if learnt is not None:
         told += _importance(learnt)
     if not told:
         raise SpecError(
             f"Run {row.id} has no findings on record.",
-            "Choose a run of RDP LoRA, SubTuning or IST; runs from before findings were recorded have none.",
+            "Choose a run of RDP LoRA, SubTuning, IST, surgical fine-tuning or localised heads; runs from before "
+            "findings were recorded have none.",
         )
     changes = [] if learnt is None else zip(learnt.steps.tolist(), learnt.values.tolist(), strict=True)
     data = {
@@ -186,6 +209,19 @@ def _trials(trials: Trials) -> list[str]:
         "differences paired by example"
     )
     return [about, table(rows)]
+
+
+def _scores(scores: Scores) -> list[str]:
+    rows = [
+        {
+            scores.unit: scores.title(row),
+            "score": f"{row.value:.4g}",
+            "trained": "yes" if row.chosen else "",
+        }
+        for row in sorted(scores.rows, key=lambda row: -row.value)
+    ]
+    when = f"after step {scores.step:,}" if scores.step else "before training"
+    return [f"{scores.what}; on {scores.examples:,} training examples, {when}", table(rows)]
 
 
 def _importance(learnt: Importance) -> list[str]:

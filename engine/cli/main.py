@@ -150,9 +150,12 @@ def _add_results(commands: Commands) -> None:
     plane = _add(commands, "plane", inside.plane, "Say where chosen and other weights lie by value and gradient.")
     plane.add_argument("run")
     plane.add_argument("--step", type=int, help="the newest recorded moment not after this step; the last by default")
+    plane.add_argument("--bins", action="store_true", help="print every bin that holds weights, not their sums")
     layers = _add(commands, "layers", inside.layers, "Say which layers a run trained, over its steps.")
     layers.add_argument("run")
-    findings = _add(commands, "findings", inside.findings, "Say what a method measured of the layers to choose by.")
+    findings = _add(
+        commands, "findings", inside.findings, "Say what a method measured of the layers or heads to choose by."
+    )
     findings.add_argument("run")
     budgets = _add(commands, "budgets", running.budgets, "Measure one run of ID3 at ten sizes of its mask.")
     budgets.add_argument("run")

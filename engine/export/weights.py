@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,7 @@ def eligibility(finished: Finished) -> str:
 
 def write_peft(finished: Finished, folder: Path) -> None:
     """The folder that `PeftModel.from_pretrained` loads, with the tokenizer beside it."""
+    from engine.export.base import name_base
     from engine.export.rebuild import rebuild
     from engine.methods.contract import chain
 
@@ -71,7 +74,9 @@ def write_peft(finished: Finished, folder: Path) -> None:
     for part in chain(built.method):
         if "peft" in part.export_formats:
             part.save_peft(built.model, folder)
+            title = part.title
             break
+    name_base(folder, built.setting.source, title, finished.row.id, built.setting.dataset.labels)
     copy_tokenizer(built.setting.source.folder, folder)
     _write_card(finished, folder)
 
@@ -86,11 +91,26 @@ def write_merged(finished: Finished, folder: Path) -> None:
     built = rebuild(finished)
     model: Any = merged(built)
     try:
-        model.save_pretrained(folder)
+        with _without_progress_bar():
+            model.save_pretrained(folder)
         copy_tokenizer(built.setting.source.folder, folder)
         _write_card(finished, folder)
     except (OSError, SafetensorError) as error:
         raise StoreError(f"The model cannot be written to {folder}: {error}.", "Free some disk space.") from None
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Transformers draws one on the terminal for every file it writes, of which there are one or two here."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

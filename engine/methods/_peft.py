@@ -150,7 +150,7 @@ class PeftMethod(Method):
         config.modules_to_save = heads
         config.target_modules = sorted(name.rpartition(".")[0] for name in self._layers)
         config.inference_mode = True
-        config.base_model_name_or_path = ""  # a folder of this machine would mean nothing elsewhere
+        config.base_model_name_or_path = ""  # not the folder of this machine that it was loaded from
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

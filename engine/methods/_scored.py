@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -143,3 +143,24 @@ def add_up(
     if not done:
         raise DataError("There is no training example to score.", "Use a larger dataset.")
     return totals
+
+
+Place = tuple[int, int]
+"""Layer and, within it, which part."""
+
+
+def scored(
+    unit: str, what: str, scores: Mapping[Place, float], chosen: Collection[Place], examples: int, step: int
+) -> dict[str, Any]:
+    """The finding that the view of scores shows: plain JSON data.
+
+    Args:
+        unit: of which one is chosen or not: ``head`` or ``layer``.
+        what: was measured, in words.
+        scores: of each place; a layer as a whole is its part 0.
+        chosen: places that train.
+        examples: that a score rests on.
+        step: steps done when it was measured.
+    """
+    rows = [[layer, part, score, (layer, part) in chosen] for (layer, part), score in sorted(scores.items())]
+    return {"scores": {"unit": unit, "what": what, "rows": rows, "examples": examples, "step": step}}

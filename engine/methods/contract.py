@@ -137,7 +137,7 @@ class Method:
     """Which source is followed where paper, lecture and code differ; how papers count parameters."""
     views: ClassVar[tuple[str, ...]] = ("change",)
     """Inside views this method feeds: ``mask``, ``plane``, ``layers``, ``rank``, ``change``, ``bias``, and of its own
-    findings ``path``, ``trials``, ``importance``."""
+    findings ``path``, ``trials``, ``importance``, ``scores``."""
     demonstrations: ClassVar[tuple[str, ...]] = ()
     """What its card can measure on a real model: ``divergence``."""
     composes: ClassVar[bool] = False
@@ -147,6 +147,8 @@ class Method:
     steady: ClassVar[bool] = True
     """Whether the tensors of `parameters` are the same ones all through a run, so that others can stand on it."""
     scores_first: ClassVar[bool] = False
+    finds_late: ClassVar[bool] = False
+    """Whether its findings are made at some step of the training, and not in `score_pass`."""
     differentiates: ClassVar[bool] = True
     """Whether its steps have a backward pass; if not, it trains the task head too, and nothing has a gradient."""
     captured: ClassVar[Literal["step", "gradients", ""]] = "step"
@@ -314,7 +316,10 @@ class Method:
         raise NotImplementedError(type(self).__name__)
 
     def findings(self) -> dict[str, Any]:
-        """What it measured to choose by: plain JSON data by the view that shows it. Asked once, after `score_pass`."""
+        """What it measured to choose by: plain JSON data by the view that shows it.
+
+        Asked once, after `score_pass`; of a method that finds late, after each step until there are any.
+        """
         return {}
 
     def importance_now(self) -> np.ndarray | None:

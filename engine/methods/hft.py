@@ -45,6 +45,10 @@ class HalfFineTuning(WholeTensors):
     any new parameter, and the authors find the new task learned as well as before. It is a control
     too: a method that chooses its half with care should beat the lottery.
 
+    Half is meant of every layer. Embeddings, final norm and pooler belong to none: they all train, unless
+    the setting for what is outside the layers is switched off. In a small model that is most of the
+    weights: on MiniLM 77 per cent train in all, on nano-bert 92, and 23 and 8 when it is off.
+
     ### What to watch
 
     In every layer some matrices stand still, and which they are differs from layer to layer. Run a

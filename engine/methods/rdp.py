@@ -53,7 +53,7 @@ class RdpConfig(LowRankConfig):
 
 @register
 class RdpLoRA(ActiveTensors, LoRA):
-    r"""Puts LoRA only where the path of the hidden states makes a turn.
+    r"""LoRA in a few layers: those where the path of the hidden states makes a turn.
 
     ### Why it exists
 
@@ -77,6 +77,7 @@ class RdpLoRA(ActiveTensors, LoRA):
 
     name = "rdp_lora"
     title = "RDP LoRA"
+    family = "reparameterised"
     paper = Paper(
         title="RDP LoRA: Geometry-Driven Identification for Parameter-Efficient Adaptation in Large Language Models",
         authors="Celebi et al.",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from engine.methods._active import ActiveBlocks, BlockConfig, block, layers_field, outside, outside_field
-from engine.methods._scored import ScoringConfig, add_up
-from engine.methods.contract import TUNED_BY, Batches, LearningRate, MethodConfig, Paper
+from engine.methods._scored import ScoringConfig, add_up, scored
+from engine.methods.contract import TUNED_BY, Batches, Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ class Surgical(ActiveBlocks):
 
     ### What to watch
 
-    The view of magnitude and direction has rows that move and rows that do not. Ask which layers
-    were chosen, whether another seed's head chooses the same ones, and how well a single layer does
-    against all of them.
+    The view of scores has one number per layer, and those that train. Ask how far the chosen layers
+    stand out, whether another seed's head chooses the same ones, and how well a single layer does
+    against all of them. In the view of magnitude and direction their rows move and no others.
 
     ### When it fails
 
@@ -83,7 +83,12 @@ class Surgical(ActiveBlocks):
         "model they outweigh the layers."
     )
     Config: ClassVar[type[MethodConfig]] = SurgicalConfig
+    views: ClassVar[tuple[str, ...]] = ("scores", *ActiveBlocks.views)
     scores_first = True
+
+    def __init__(self, config: MethodConfig, context: Context, inner: Method | None = None) -> None:
+        super().__init__(config, context, inner)
+        self._findings: dict[str, Any] = {}
 
     def score_pass(self, model: nn.Module, batches: Batches, progress: Callable[[int, int], None]) -> None:
         """Measure every layer's Fisher information, and make the best layers trainable.
@@ -97,20 +102,36 @@ class Surgical(ActiveBlocks):
 
         config: Any = self.config
         tensors = list(self._tensors.values())
+        examples = 0
 
         def add(batch: dict[str, torch.Tensor], totals: list[torch.Tensor]) -> None:
+            nonlocal examples
+            examples += 1
             add_squares(totals, torch.autograd.grad(model(**batch).loss, tensors, allow_unused=True))
 
         fisher = add_up(model, tensors, batches, config.samples, progress, add)
         norms = {name: float(total.norm()) for name, total in zip(self._tensors, fisher, strict=True)}
-        self.activate(self._chosen(norms))
+        scores = self._scores(norms)
+        best = sorted(scores, key=lambda layer: (-scores[layer], layer))[: config.layers]
+        places = {(layer, 0): score for layer, score in scores.items()}
+        what = "score: Fisher information of the layer"
+        self._findings = scored("layer", what, places, [(layer, 0) for layer in best], examples, 0)
+        self.activate(self._names(best))
 
-    def _chosen(self, norms: dict[str, float]) -> set[str]:
-        """Names of the tensors to train, by the norms of their Fisher information."""
+    def findings(self) -> dict[str, Any]:
+        """The score of every layer."""
+        return self._findings
+
+    def _scores(self, norms: dict[str, float]) -> dict[int, float]:
+        """Score of each layer, by the norms of its tensors' Fisher information."""
+        architecture = self.context.architecture
+        return {
+            layer: sum(norms[row.name] for row in block(architecture, layer)) for layer in range(architecture.layers)
+        }
+
+    def _names(self, layers: list[int]) -> set[str]:
+        """Names of the tensors to train when these layers do."""
         config: Any = self.config
         architecture = self.context.architecture
-        blocks = [[row.name for row in block(architecture, layer)] for layer in range(architecture.layers)]
-        scores = [sum(norms[name] for name in names) for names in blocks]
-        best = sorted(range(len(blocks)), key=lambda layer: (-scores[layer], layer))[: config.layers]
-        beside = outside(architecture) if config.outside else ()
-        return {name for layer in best for name in blocks[layer]} | {row.name for row in beside}
+        rows = [row for layer in layers for row in block(architecture, layer)]
+        return {row.name for row in (*rows, *(outside(architecture) if config.outside else ()))}

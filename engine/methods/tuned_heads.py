@@ -11,6 +11,7 @@ from engine.errors import BudgetError
 from engine.methods._examples import from_state, kept, to_state
 from engine.methods._neurons import inputs_of, neurons_of
 from engine.methods._phases import first_phase
+from engine.methods._scored import scored
 from engine.methods._static import StaticMask
 from engine.methods.contract import TUNED_BY, Batches, Context, LearningRate, Method, MethodConfig, Paper
 from engine.methods.registry import register
@@ -69,7 +70,7 @@ class TunedHeads(StaticMask):
 
     First the task head trains alone and nothing inside moves. Then the mask appears, all at once: bands
     of rows in queries, keys and values, and of columns in the output matrix. See in which layers they
-    lie, and whether another seed finds the same heads.
+    lie, how far the chosen heads stand out from the others, and whether another seed finds the same ones.
 
     ### When it fails
 
@@ -106,7 +107,9 @@ class TunedHeads(StaticMask):
         "belong to none of them and stay frozen; so does the bias of the output matrix."
     )
     Config: ClassVar[type[MethodConfig]] = TunedHeadsConfig
+    views: ClassVar[tuple[str, ...]] = ("scores", *StaticMask.views)
     scores_first = True
+    finds_late = True
     scattered = False
     composes = False
     captured = ""
@@ -119,6 +122,7 @@ class TunedHeads(StaticMask):
         self.switch = first_phase(settings.warm, context.steps)
         """Steps of the first phase."""
         self._examples: list[dict[str, torch.Tensor]] = []
+        self._findings: dict[str, Any] = {}
         self._model: nn.Module | None = None
 
     # --- declaration -------------------------------------------------------------------------
@@ -204,9 +208,16 @@ class TunedHeads(StaticMask):
         if not self.sparse.count and step + 1 == self.switch:
             config: Any = self.config
             effects = self.effects()
-            best = sorted(effects, key=lambda head: (-effects[head], head))[: config.heads]
-            self._select(sorted(best))
+            best = sorted(sorted(effects, key=lambda head: (-effects[head], head))[: config.heads])
+            self._findings = scored(
+                "head", "effect: loss without it - loss, nats", effects, best, len(self._examples), step + 1
+            )
+            self._select(best)
             self._examples = []
+
+    def findings(self) -> dict[str, Any]:
+        """The effect of every head, once it has been measured."""
+        return self._findings
 
     def effects(self) -> dict[Head, float]:
         """How much the mean loss of the examples grows without each head."""

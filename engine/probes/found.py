@@ -1,4 +1,4 @@
-"""What a run's record holds of the findings its method chose layers by; torch is not needed."""
+"""What a run's record holds of the findings its method chose layers or heads by; torch is not needed."""
 
 from __future__ import annotations
 
@@ -208,3 +208,51 @@ def importance_of(
         examples=(min(found["examples"]), max(found["examples"])),
         **{key: found[key] for key in ("interval", "drawn", "sets", "suppressed")},
     )
+
+
+@dataclass(frozen=True)
+class Score:
+    """What was measured of one layer or head.
+
+    Attributes:
+        layer: which; `part` is the number of the head in it, 0 for a layer as a whole.
+        value: of the score.
+        chosen: whether it trains.
+    """
+
+    layer: int
+    part: int
+    value: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a run measured of all its layers or heads, at one time.
+
+    Attributes:
+        unit: ``layer`` or ``head``.
+        what: was measured, in words: a name, a colon, an explanation.
+        rows: by layer and part.
+        examples: that a score rests on.
+        step: steps done when it was measured.
+    """
+
+    unit: str
+    what: str
+    rows: tuple[Score, ...]
+    examples: int
+    step: int
+
+    def title(self, row: Score) -> str:
+        """A layer or head in words."""
+        return f"layer {row.layer}, head {row.part}" if self.unit == "head" else f"layer {row.layer}"
+
+
+def scores_of(metas: Mapping[str, Any]) -> Scores | None:
+    """The recorded scores; None when there are none."""
+    found = metas.get("findings", {}).get("scores")
+    if found is None:
+        return None
+    rows = tuple(Score(*row) for row in found["rows"])
+    return Scores(rows=rows, **{key: found[key] for key in ("unit", "what", "examples", "step")})

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
 from engine.errors import SpecError
+
+LEVEL = 0.01
+"""Of the tests behind a sentence, after Holm's correction over all pairs."""
+_REACH = 12.0
+"""Standard deviations around the mean beyond which probabilities count as zero."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Overlap:
         within: the same when each tensor keeps as many entries as it has: what is left is agreement within tensors.
         spread: standard deviation of the expected number; None where blocks were chosen, whose entries hang together.
         jaccard: common entries over all that are in either.
+        p: how probable a number at least as far out would be by lot, on both sides; None for blocks.
+        within_p: the same when each tensor keeps as many entries as it has.
     """
 
     first: str
@@ -64,20 +72,40 @@ class Overlap:
     within: float
     spread: float | None
     jaccard: float
+    p: float | None
+    within_p: float | None
 
     @property
     def sentence(self) -> str:
         """What it says, in words."""
         smaller = min(self.counts)
         share = f"{self.common:,} of {smaller:,} ({100 * self.common / smaller:.1f} %)" if smaller else "nothing"
-        if self.spread is None:
-            return f"{self.first} and {self.second} share {share}; by lot it would be {self.expected:,.0f} on average."
-        if self.common > self.expected + 3 * self.spread:
-            times = f"{self.common / self.expected:,.1f} times as many as by lot" if self.expected else "by lot none"
-            return f"{self.first} and {self.second} share {share}, {times}."
-        if self.common < self.expected - 3 * self.spread:
-            return f"{self.first} and {self.second} share {share}, fewer than by lot ({self.expected:,.0f})."
-        return f"{self.first} and {self.second} share {share}, about as many as by lot ({self.expected:,.0f})."
+        found = f"{self.first} and {self.second} share {share}"
+        if self.p is None:
+            return f"{found}; by lot it would be {_about(self.expected)} on average."
+        if self.p >= LEVEL:
+            few = self.common < self.expected and 2 * math.exp(-self.expected) >= LEVEL
+            doubt = "; so small a number could not show that they avoid each other" if few else ""
+            return f"{found}, about as many as by lot ({_about(self.expected)}){doubt}."
+        if self.common < self.expected:
+            return f"{found}, fewer than by lot ({_about(self.expected)}){self._beyond_tensors}."
+        times = f"{self.common / self.expected:,.1f} times as many as by lot"
+        return f"{found}, {times}{self._beyond_tensors}."
+
+    @property
+    def _beyond_tensors(self) -> str:
+        """What is left once both masks keep as many entries in each tensor as they have."""
+        if self.within_p is None or math.isclose(self.within, self.expected, rel_tol=1e-9):
+            return ""
+        way = (
+            "about as many as" if self.within_p >= LEVEL else "fewer than" if self.common < self.within else "more than"
+        )
+        return f"; {way} by lot within the tensors they chose ({_about(self.within)})"
+
+
+def _about(number: float) -> str:
+    """An expected number: small ones with their decimals."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def overlaps(masks: Sequence[Mask]) -> list[Overlap]:
@@ -96,6 +124,12 @@ def overlaps(masks: Sequence[Mask]) -> list[Overlap]:
             f"{labels} chose from different tensors: their masks do not compare.",
             "Choose runs of one model, on the same method if on any.",
         )
+    from engine.stats.paired import holm  # with scipy, which commands that only list masks do without
+
+    judged = [place for place, pair in enumerate(found) if pair.p is not None]
+    both = zip(holm([found[n].p or 0.0 for n in judged]), holm([found[n].within_p or 0.0 for n in judged]), strict=True)
+    for place, (p, within_p) in zip(judged, both, strict=True):
+        found[place] = replace(found[place], p=p, within_p=within_p)
     return found
 
 
@@ -109,18 +143,45 @@ def _overlap(first: Mask, second: Mask) -> Overlap:
     shared = first.entries.keys() & second.entries.keys()
     common = sum(len(np.intersect1d(first.entries[name], second.entries[name], assume_unique=True)) for name in shared)
     total = sum({**first.sizes, **second.sizes}.values())
-    within = sum(len(first.entries[name]) * len(second.entries[name]) / first.sizes[name] for name in shared)
     one, two = first.count, second.count
-    expected = one * two / total if total else 0.0
-    variance = expected * (1 - one / total) * (total - two) / (total - 1) if total > 1 else 0.0
+    each = np.array([[len(first.entries[n]), len(second.entries[n]), first.sizes[n]] for n in shared]).reshape(-1, 3)
+    whole = np.array([[one, two, max(total, 1)]])
+    scattered = first.scattered and second.scattered
     either = one + two - common
     return Overlap(
         first.label,
         second.label,
         (one, two),
         common,
-        expected,
-        within,
-        max(variance, 0.0) ** 0.5 if first.scattered and second.scattered else None,
+        float(_means(whole).sum()),
+        float(_means(each).sum()),
+        float(_variances(whole).sum() ** 0.5) if scattered else None,
         common / either if either else 0.0,
+        _two_sided(common, whole) if scattered else None,
+        _two_sided(common, each) if scattered else None,
     )
+
+
+def _means(draws: np.ndarray) -> np.ndarray:
+    """Mean number of common entries by lot; `draws` has the sizes of both masks and of what they choose from."""
+    return np.asarray(draws[:, 0] * draws[:, 1] / draws[:, 2], dtype=float)
+
+
+def _variances(draws: np.ndarray) -> np.ndarray:
+    one, two, total = draws.T.astype(float)
+    return _means(draws) * (1 - one / total) * (total - two) / np.maximum(total - 1, 1)
+
+
+def _two_sided(common: int, draws: np.ndarray) -> float:
+    """Twice the smaller tail of a sum of independent hypergeometric numbers, one for each row of `draws`."""
+    from scipy import stats
+
+    start, chances = 0, np.ones(1)
+    means, reach = _means(draws), _REACH * (_variances(draws) ** 0.5 + 1)
+    lows = np.maximum(np.ceil(means - reach), np.maximum(0, draws[:, 0] + draws[:, 1] - draws[:, 2])).astype(int)
+    highs = np.minimum(np.floor(means + reach), draws[:, :2].min(axis=1)).astype(int)
+    for low, high, (one, two, total) in zip(lows.tolist(), highs.tolist(), draws.tolist(), strict=True):
+        chances = np.convolve(chances, stats.hypergeom.pmf(np.arange(low, high + 1), total, one, two))
+        start += low
+    below, above = chances[: max(0, common - start + 1)].sum(), chances[max(0, common - start) :].sum()
+    return float(min(1.0, 2 * min(below, above)))

@@ -80,6 +80,7 @@ def prepare(
     splits = encoded_splits(spec, built.setting, caches)
     _describe(built, folder, sink)
     loop = Loop(built, splits, sink, control, courtesy, folder.root, memory)
+    sink.meta("curve", {"items": len(loop.curve), "of": len(splits["validation"])})
     if built.method.scores_first and not loop.resumes:
         memory.begin("scoring")
         _score(built, splits, sink, control, courtesy)

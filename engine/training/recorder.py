@@ -72,6 +72,7 @@ class Recorder:
         self.plane = self._plane_probe(built) if feeds(self.method, "plane") else None
         self._turning = first(self.method, lambda part: part.active_now()) if feeds(self.method, "layers") else None
         self._followed = [*self._follow_turns(), *self._follow_importance()]
+        self._awaits = self.method.finds_late
 
     def start(self) -> None:
         """Describe the rows that frames refer to, and take the frame of step 0."""
@@ -116,6 +117,9 @@ class Recorder:
 
     def follow(self, done: int) -> None:
         """Record what trains from now on, and what was learnt of layers, if that is other than before."""
+        if self._awaits and (findings := self.method.findings()):
+            self.sink.meta("findings", findings)
+            self._awaits = False
         for each in self._followed:
             if (now := each.now()) == each.last or (each.changes >= EXACT_CHANGES and not self.schedule.due(done)):
                 continue

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -34,6 +34,12 @@ class Group:
     rows: tuple[RunRow, ...]
 
     @property
+    def params(self) -> dict[str, int]:
+        """What its runs trained, as counted at their ends: mean over the seeds, for `method` and `head`."""
+        found = [words.params_of(row) for row in self.rows]
+        return {key: round(float(np.mean([params[key] for params in found]))) for key in ("method", "head")}
+
+    @property
     def candidate(self) -> Candidate:
         """Right or wrong per seed and test item, for the statistics."""
         correct = {row.seed: _correct(row.id) for row in self.rows}
@@ -42,30 +48,50 @@ class Group:
 
 
 def groups_of(rows: Sequence[RunRow]) -> list[Group]:
-    """Finished runs by spec, in order of method and size; equal labels are told apart by their hash."""
+    """Finished runs by spec, in order of method and size; equal labels are told apart by what differs in the specs."""
     by_hash: dict[str, list[RunRow]] = {}
     for row in rows:
         by_hash.setdefault(row.spec_hash, []).append(row)
     several = len({row.model for row in rows}) > 1
-    names = {key: _name(found[0], with_model=several) for key, found in by_hash.items()}
-    often = Counter(names.values())
+    by_label: dict[str, list[Group]] = {}
+    for found in by_hash.values():
+        group = Group("", tuple(sorted({row.seed: row for row in found}.values(), key=lambda row: row.seed)))
+        by_label.setdefault(_name(group, with_model=several), []).append(group)
     groups = [
-        Group(
-            names[key] if often[names[key]] == 1 else f"{names[key]} ({key[:4]})",
-            tuple(sorted({row.seed: row for row in found}.values(), key=lambda row: row.seed)),
-        )
-        for key, found in by_hash.items()
+        replace(group, label=f"{label}{apart}")
+        for label, alike in by_label.items()
+        for group, apart in zip(alike, _apart(alike), strict=True)
     ]
-    return sorted(groups, key=lambda group: (group.rows[0].method, _count(group.rows[0]), group.label))
+    return sorted(groups, key=lambda group: (group.rows[0].method, group.params["method"], group.label))
 
 
-def _name(row: RunRow, *, with_model: bool) -> str:
+def _name(group: Group, *, with_model: bool) -> str:
+    row = group.rows[0]
     model = f", {PurePath(row.model).name}" if with_model else ""
-    return f"{method_title(row.method)} {_count(row)}{model}"
+    return f"{method_title(row.method)} {words.count(group.params['method'])}{model}"
 
 
-def _count(row: RunRow) -> str:
-    return words.count(row.plan["params"]["method"])
+def _apart(groups: Sequence[Group]) -> list[str]:
+    """For each of several groups of one name, one or two settings that differ; the beginning of its hash if not."""
+    specs = [_settings(group.rows[0].spec) for group in groups]
+    keys = sorted({key for spec in specs for key in spec if len({one.get(key) for one in specs}) > 1})[:2]
+    named = ["".join(f", {key.split('.')[-1]} {spec.get(key, 'none')}" for key in keys) for spec in specs]
+    often = Counter(named)
+    return [
+        "" if len(groups) == 1 else name if often[name] == 1 else f"{name} ({group.rows[0].spec_hash[:4]})"
+        for name, group in zip(named, groups, strict=True)
+    ]
+
+
+def _settings(part: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """All settings of a spec but its seed, by their path, as text."""
+    found: dict[str, str] = {}
+    for key, value in part.items():
+        if isinstance(value, Mapping):
+            found |= _settings(value, f"{above}{key}.")
+        elif above + key != "train.seed":
+            found[above + key] = str(value)
+    return found
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)
@@ -83,12 +109,11 @@ def lines(groups: Sequence[Group]) -> pd.DataFrame:
 def _line(group: Group) -> dict[str, object]:
     interval = group.candidate.interval
     summaries = [row.summary or {} for row in group.rows]
-    params = summaries[0].get("params") or group.rows[0].plan["params"]
     return {
         "Method": group.label,
         "Seeds": len(group.rows),
-        "Trained": params["method"],
-        "Head": params["head"],
+        "Trained": group.params["method"],
+        "Head": group.params["head"],
         "Test accuracy": interval.estimate,
         "Interval": _ends(interval),
         "Learning rate": group.rows[0].spec["train"]["lr"],
@@ -112,15 +137,14 @@ def _ends(interval: Interval) -> str:
 
 
 def curves(groups: Sequence[Group]) -> list[Curve]:
-    """The recorded scalars of every run."""
+    """The recorded scalars of every group."""
     return [
         Curve(
-            group.label if len(group.rows) == 1 else f"{group.label}, seed {row.seed}",
-            row.method,
-            feed.StoredRun(row.id).snapshot().scalars,
+            group.label,
+            group.rows[0].method,
+            tuple(feed.StoredRun(row.id).snapshot().scalars for row in group.rows),
         )
         for group in groups
-        for row in group.rows
     ]
 
 
@@ -130,7 +154,7 @@ def points(groups: Sequence[Group]) -> list[Point]:
     for group in groups:
         interval, row = group.candidate.interval, group.rows[0]
         found.append(
-            Point(group.label, row.method, row.plan["params"]["method"], interval.estimate, interval.low, interval.high)
+            Point(group.label, row.method, group.params["method"], interval.estimate, interval.low, interval.high)
         )
     return found
 

@@ -22,9 +22,10 @@ def describe() -> str:
     """The example in one line."""
     asked = spec()
     budget = f" with {words.count(asked.budget.params)} parameters" if asked.budget and asked.budget.params else ""
+    long = "" if cuda_devices() else ": about half a minute on two quiet cores, a minute on busy ones"
     return (
         f"{method_title(asked.method.name)}{budget} on {dataset_title(asked.dataset.source)}, "
-        f"{asked.train.steps} steps with {asked.model}{'' if cuda_devices() else ': half a minute on two quiet cores'}."
+        f"{asked.train.steps} steps with {asked.model}{long}."
     )
 
 

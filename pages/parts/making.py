@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from engine.probes.found import importance_of, path_of, trials_of
+from engine.probes.found import importance_of, path_of, scores_of, trials_of
 from engine.probes.recorded import plane_of, turns_of
+from pages.parts import words
 from pages.parts.figures.bias import bias_grid
 from pages.parts.figures.change import change_grid, path_chart, scatter_chart
 from pages.parts.figures.chart import Chart
@@ -24,6 +25,7 @@ from pages.parts.figures.palette import Style, Theme, style_of
 from pages.parts.figures.path import distance_chart, path_note, polyline_chart
 from pages.parts.figures.plane import ends_of, note_of, plane_chart
 from pages.parts.figures.rank import rank_grid, rank_timeline, rank_warning, schedule_chart
+from pages.parts.figures.scores import scores_chart, scores_note
 from pages.parts.figures.trials import trials_chart, trials_note
 from pages.parts.figures.turns import COLUMNS, turns_grid
 from pages.parts.panel import Moment
@@ -118,10 +120,11 @@ def accuracy(scene: Scene) -> Chart:
     """Training and validation accuracy with the two guides."""
     moment = scene.moment
     baseline = dict(moment.snapshot.metas.get("baseline", {}))
+    part = words.part(moment.snapshot.metas.get("curve"))
     steps, values = moment.snapshot.scalars.get("validation/accuracy", FIRST)
     if len(steps) and steps[0] == 0:
         baseline.setdefault("step0", float(values[0]))
-    return accuracy_chart(moment.scalars, baseline, moment.total, scene.style, scene.theme, moment.marked)
+    return accuracy_chart(moment.scalars, baseline, moment.total, scene.style, scene.theme, moment.marked, part)
 
 
 def mask(scene: Scene) -> Grid | None:
@@ -183,6 +186,12 @@ def trials(scene: Scene) -> tuple[Chart, str] | None:
     return (trials_chart(found, scene.style, scene.theme), trials_note(found)) if found else None
 
 
+def scores(scene: Scene) -> tuple[Chart, str] | None:
+    """What was measured of each layer or head, and when."""
+    found = scores_of(scene.moment.snapshot.metas)
+    return (scores_chart(found, scene.style, scene.theme), scores_note(found)) if found else None
+
+
 def importance(scene: Scene) -> tuple[Grid, str] | None:
     """Importance of layers up to the moment, and what it rests on."""
     found = importance_of(scene.moment.snapshot.metas, scene.frames("importance"))
@@ -233,7 +242,7 @@ def changes(scene: Scene) -> tuple[Chart, Chart] | None:
     scatter = scatter_chart(matrices, last["magnitude"], last["direction"], scene.layers, step, scene.theme)
     magnitude, direction = (np.stack([arrays[name] for _, arrays in frames]) for name in ("magnitude", "direction"))
     steps = np.array([at for at, _ in frames])
-    return scatter, path_chart(steps, magnitude, direction, scene.moment.total, scene.style)
+    return scatter, path_chart(steps, magnitude, direction, scene.moment.total, scene.style, scene.theme)
 
 
 def biases(scene: Scene) -> Grid | None:

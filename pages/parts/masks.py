@@ -55,6 +55,8 @@ def overlap_section(rows: Sequence[RunRow]) -> None:
             "Jaccard": st.column_config.NumberColumn(format="%.4f", help="Common over all that are in either"),
         },
     )  # fmt: skip
+    with st.expander("In words, by exact chances at a level of 1 %, corrected for the number of pairs"):
+        st.text("\n".join(pair.sentence for pair in pairs))
     if missing := left_out(shown, pairs):
         st.caption(missing)
     if len(found) > MOST:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from engine import settings
+from engine.errors import BudgetError, EngineError
 from engine.jobs import client
 from engine.plan import Plan, make_plan
 from engine.spec import RunSpec, parse_spec
@@ -16,6 +18,17 @@ from pages.parts import feed, shell, words
 from pages.parts.data_look import dataset_of
 
 MOST_SEEDS = 20
+_IN_VIEW = st.components.v2.component(
+    "peftscope_plan",
+    html="<span>\n</span>",
+    css=(settings.ASSETS / "launch.css").read_text(encoding="utf-8"),
+    isolate_styles=False,
+)
+
+
+def keep_plan_in_view() -> None:
+    """Let the column with the plan stay where it is while the form beside it is scrolled."""
+    _IN_VIEW(key="plan-in-view", height=1)
 
 
 def plan_of(spec: RunSpec) -> Plan:
@@ -30,6 +43,47 @@ def plan_of(spec: RunSpec) -> Plan:
 @st.cache_resource(ttl=120, max_entries=64, show_spinner=False)
 def _plan(spec: str) -> Plan:
     return make_plan(parse_spec(json.loads(spec)))
+
+
+def plan_card(spec: RunSpec | None, problem: EngineError | None, seeds: int, beside_budget: DeltaGenerator) -> bool:
+    """The plan and the button that launches it; without a plan the reason, and the button disabled.
+
+    Args:
+        spec: what to plan; None while it is not complete.
+        problem: why there is no spec, if that is an error.
+        seeds: number of runs.
+        beside_budget: place below the budget's field, for a reason that lies in it.
+
+    Returns:
+        Whether there is a plan.
+    """
+    try:
+        if problem is not None:
+            raise problem
+        if spec is None:
+            st.caption("It appears when model and data are chosen.")
+            _cannot_launch("Choose a model and data first.")
+            return False
+        with st.spinner("Planning …"):
+            plan = plan_of(spec)
+        show_plan(plan)
+        difference(plan, seeds)
+    except EngineError as error:
+        shell.show_error(error)
+        _cannot_launch(error.what)
+        if isinstance(error, BudgetError):
+            with beside_budget:
+                st.badge("Out of reach", icon=":material/error:", color="red")
+                st.text(str(error))
+        return False
+    with shell.told():
+        launch(plan, seeds)
+    return True
+
+
+def _cannot_launch(reason: str) -> None:
+    icon = ":material/rocket_launch:"
+    st.button("Launch", type="primary", icon=icon, width="stretch", disabled=True, help=words.plain(reason))
 
 
 def show_plan(plan: Plan) -> None:

@@ -16,8 +16,13 @@ from pages.parts.figures.confusion import confusion_grid
 from pages.parts.picture import draw_grid
 
 
-def summary_metrics(summary: dict[str, Any]) -> None:
-    """The numbers that everyone asks for first."""
+def summary_metrics(summary: dict[str, Any], curve: dict[str, int] | None) -> None:
+    """The numbers that everyone asks for first, each with what it was measured on.
+
+    Args:
+        summary: of the run.
+        curve: of how many validation examples its curves are; None where it is not on record.
+    """
     accuracy = summary["accuracy"]
     ends = accuracy["ci95"]
     with st.grid(5, min_column_width=140):
@@ -26,7 +31,13 @@ def summary_metrics(summary: dict[str, Any]) -> None:
             delta=f"95 %: {100 * ends[0]:.1f} to {100 * ends[1]:.1f}", delta_color="off", delta_arrow="off",
             help="Measured once, on the last weights. Below, the interval over test items; other seeds vary more.",
         )  # fmt: skip
-        st.metric("Validation accuracy", words.points(accuracy["validation"]), border=True, height="stretch")
+        st.metric(
+            "Validation accuracy", words.points(accuracy["validation"]), border=True, height="stretch",
+            delta=f"at the end, all {curve['of']:,}" if curve else "at the end, on all", delta_color="off",
+            delta_arrow="off",
+            help="Of the last weights, on the whole validation set. The curve is measured while training on a fixed "
+            f"part of it{_of(curve)}, so that its last point may differ. No best point is picked anywhere.",
+        )  # fmt: skip
         params = summary["params"]
         st.metric(
             "Trained", words.count(params["method"]), border=True, height="stretch",
@@ -34,10 +45,27 @@ def summary_metrics(summary: dict[str, Any]) -> None:
         )  # fmt: skip
         rate = summary["steps_per_second"]
         st.metric(
-            "Time", words.duration(summary["seconds"]), border=True, height="stretch",
-            delta=f"{rate:.1f} steps/s" if rate else None, delta_color="off", delta_arrow="off",
+            "Time, with loading", words.duration(summary["seconds"]), border=True, height="stretch",
+            delta=f"{rate:.1f} steps/s in training" if rate else None, delta_color="off", delta_arrow="off",
+            help=_times(summary),
         )  # fmt: skip
         st.metric("Peak memory", words.size(summary["peak_memory_bytes"]), border=True, height="stretch")
+
+
+def _of(curve: dict[str, int] | None) -> str:
+    part = words.part(curve)
+    return f", {part} examples" if part else ""
+
+
+def _times(summary: dict[str, Any]) -> str:
+    """What the time of a run is made of."""
+    steps = summary["training_seconds"]
+    rest = max(0.0, summary["seconds"] - steps)
+    return (
+        f"The training steps alone took {words.duration(steps)}; steps/s counts these. The other "
+        f"{words.duration(rest)} went into loading, scoring, evaluations, frames of the views, and checkpoints. "
+        "What stands below the title counts starting the process and timing single answers, too."
+    )
 
 
 def test_results(test: dict[str, Any], key: str) -> None:

@@ -31,7 +31,7 @@ def dataset_title(source: str) -> str:
 
 def label_of(row: RunRow) -> str:
     """A run in a few words, distinct by the letters at the end of its id."""
-    size, model = words.count(row.plan["params"]["method"]), PurePath(row.model).name
+    size, model = words.count(words.params_of(row)["method"]), PurePath(row.model).name
     return f"{method_title(row.method)} · {size} · {model} · seed {row.seed} · {row.id[-4:]}"
 
 
@@ -42,7 +42,7 @@ def runs_frame(rows: Sequence[RunRow]) -> pd.DataFrame:
             "Method": [method_title(row.method) for row in rows],
             "State": [row.state for row in rows],
             "Progress": [row.step / row.steps if row.steps else 0.0 for row in rows],
-            "Trains": [row.plan["params"]["method"] for row in rows],
+            "Trains": [words.params_of(row)["method"] for row in rows],
             "Test accuracy": [(row.summary or {}).get("accuracy", {}).get("test") for row in rows],
             "Seed": [row.seed for row in rows],
             "Dataset": [dataset_title(row.dataset) for row in rows],
@@ -60,7 +60,8 @@ def runs_table(
     looks = {
         "Progress": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1, width="small"),
         "Trains": st.column_config.NumberColumn(
-            format="localized", help="Parameters trained by the method, head apart"
+            format="localized",
+            help="Parameters trained by the method, head apart: as counted at the end, as planned until then",
         ),
         "Test accuracy": st.column_config.NumberColumn(format="percent"),
     }

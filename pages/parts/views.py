@@ -28,6 +28,7 @@ def views_of(method: str, kinds: set[str]) -> dict[str, str]:
         ("layers", "layers", "Layers that train"),
         ("path", "path", "Path through the layers"),
         ("trials", "trials", "Trials of layers"),
+        ("scores", "scores", "Scores of layers or heads"),
         ("importance", "importance", "Importance of layers"),
         ("rank", "ranks", "Rank allocation"),
         ("change", "change", "Magnitude and direction"),
@@ -168,6 +169,19 @@ def trials(moment: Moment, subject: Subject) -> None:
         st.caption(note)
 
 
+def scores(moment: Moment, subject: Subject) -> None:
+    """What was measured of each layer or head."""
+    about = moment.snapshot.metas.get("findings", {}).get("scores")
+    if about and moment.step < about["step"]:
+        st.caption(f"Measured after step {about['step']:,}: at this moment nothing is known yet.")
+    elif not about and not subject.over:
+        st.caption("Scores appear as soon as they have been measured.")
+    elif found := _finding(making.scores, moment, subject, ""):
+        chart, note = found
+        draw_chart(chart, live=moment.live, key=subject.key)
+        st.caption(note)
+
+
 def importance(moment: Moment, subject: Subject) -> None:
     """Importance of each layer, judgement by judgement."""
     if found := _finding(making.importance, moment, subject, "Importance appears with the first step."):
@@ -294,5 +308,6 @@ def _answer_times(latency: dict[str, float]) -> None:
 
 DRAWN: dict[str, Callable[[Moment, Subject], None]] = {
     "overview": overview, "curves": curves, "masks": masks, "plane": plane, "layers": layers, "path": path,
-    "trials": trials, "importance": importance, "ranks": ranks, "change": change, "biases": biases, "cost": cost,
+    "trials": trials, "scores": scores, "importance": importance, "ranks": ranks,
+    "change": change, "biases": biases, "cost": cost,
 }  # fmt: skip

@@ -64,10 +64,15 @@ def ago(moment: float) -> str:
     return time.strftime("%d %b %Y", time.localtime(moment))
 
 
-def trained(row: RunRow) -> str:
-    """What a run trains: ``26,112 + head 770``."""
-    params = row.plan["params"]
-    return f"{params['method']:,} + head {params['head']:,}"
+def params_of(row: RunRow) -> dict[str, int]:
+    """Parameters of a run: as counted at its end where there is one, else as planned."""
+    found: dict[str, int] = (row.summary or {}).get("params") or row.plan["params"]
+    return found
+
+
+def part(curve: dict[str, int] | None) -> str:
+    """On which validation examples a curve was measured: ``256 of 816``; empty where all, or not on record."""
+    return f"{curve['items']:,} of {curve['of']:,}" if curve and curve["items"] < curve["of"] else ""
 
 
 def plain(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.small import sentences
 
@@ -60,3 +61,18 @@ def test_every_page_in_the_dark(lab, visit):
         assert background == DARK, page
         one.shot(page.partition("?")[0] or "start")
     assert one.page.get_by_test_id("stMetric").count() > 0
+
+
+def test_the_plan_and_what_is_wrong_with_it_stay_in_view(lab, visit):
+    """On a low screen, with the form scrolled to its end, the reason and the button are still there."""
+    one = visit()
+    one.page.set_viewport_size({"width": 1366, "height": 768})
+    one.open("launch")
+    one.write("Parameters", "0")
+    one.page.get_by_role("spinbutton", name="Runs, each with its own seed").scroll_into_view_if_needed()
+    plan = one.page.locator(".st-key-plan")
+    expect(plan.get_by_text("trains nothing")).to_be_in_viewport()
+    button = plan.get_by_role("button", name="Launch")
+    expect(button).to_be_in_viewport()
+    expect(button).to_be_disabled()
+    one.all_is_well()

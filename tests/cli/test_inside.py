@@ -21,6 +21,8 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"name": "rdp_lora", "layers": 1, "rank": 2, "samples": 6},
     {"name": "subtuning", "layers": 2, "samples": 16, "trial_steps": 2},
     {"name": "ist", "interval": 3, "rate": 1000.0},
+    {"name": "surgical", "layers": 1, "samples": 6},
+    {"name": "tuned_heads", "heads": 1, "samples": 6},
 )
 
 
@@ -54,6 +56,19 @@ def test_plane_and_layers_are_printed_and_given_as_json(store):
     assert {change["step"] for change in data["changes"]} <= {0, 4, 8}
 
 
+def test_plane_is_short_unless_every_bin_is_asked_for(store):
+    cells = call("plane", store["id3"], "--json").json["cells"]
+    short = call("plane", store["id3"]).out.splitlines()
+    assert len(short) < 45 < len(cells)
+    assert f"{len(cells):,} bins hold weights" in short[-1]
+    tables = "\n".join(short).split("\n\n")[1:3]
+    for text in tables:
+        counts = [[int(count.replace(",", "")) for count in line.split()[1:]] for line in text.splitlines()[1:]]
+        sums = [sum(cell[kind] for cell in cells) for kind in ("rest", "chosen", "new")]
+        assert [sum(column) for column in zip(*counts, strict=True)] == sums
+    assert len(call("plane", store["id3"], "--bins").out.splitlines()) > len(cells)
+
+
 def test_findings_are_printed_and_given_as_json(store):
     told = call("findings", store["rdp_lora"])
     assert told.status == 0
@@ -70,6 +85,14 @@ def test_findings_are_printed_and_given_as_json(store):
     assert [len(each["trials"]) for each in rounds] == [2, 1]
     assert told.out.count("yes") == 2
     assert f"{rounds[0]['trials'][1]['loss']:.4f}" in told.out
+    for method, when in (("surgical", "before training"), ("tuned_heads", "after step 2")):
+        told = call("findings", store[method])
+        rows = call("findings", store[method], "--json").json["scores"]["rows"]
+        assert f"on 6 training examples, {when}" in told.out
+        best = max(rows, key=lambda row: row[2])
+        assert [row for row in rows if row[3]] == [best]
+        assert f"layer {best[0]}" in told.out
+        assert [line.endswith("yes") for line in told.out.splitlines()].count(True) == 1
     told = call("findings", store["ist"])
     changes = call("findings", store["ist"], "--json").json["changes"]
     assert [change["step"] for change in changes] == [0, 3, 6, 9]

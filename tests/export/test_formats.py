@@ -20,8 +20,10 @@ from transformers import AutoModelForSequenceClassification
 
 from engine.errors import EngineError, SpecError, StoreError, UnknownName
 from engine.export import FORMATS, command_of, default_name, export_run, formats_of
+from engine.export.base import name_base
 from engine.models.catalogue import resolve_model
 from engine.models.loading import load_classifier
+from engine.models.source import ModelSource
 from engine.plan import make_plan, read_setting
 from engine.sparse.delta import apply_delta, read_delta
 from engine.spec import MethodChoice, parse_spec, read_spec
@@ -74,6 +76,48 @@ def test_peft_loads_the_adapter_onto_a_fresh_base(trained: Trained, tmp_path: Pa
     model = PeftModel.from_pretrained(plain_base(trained, key), folder)
     logits = predict(model, held_out(trained, key), "cpu")
     np.testing.assert_allclose(logits, recorded(trained, key), atol=1e-5)
+
+
+def test_an_adapter_says_which_base_it_belongs_on(trained: Trained, tmp_path: Path) -> None:
+    folder = export_run(trained.home, trained.ids["lora"], "peft", tmp_path / "adapter")
+    source = resolve_model(Runs(trained.home).get(trained.ids["lora"]).model)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert source.sha256 in card
+    assert f"the folder {source.folder.name} of the machine" in card
+    assert str(source.folder.parent) not in card
+    assert 'classes, in order: "bad", "good"' in card
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == ""
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "said"),
+    [
+        (resolve_model("nano-bert"), "", "comes with PEFTscope, in assets/models/nano-bert"),
+        (resolve_model("minilm-l6"), "sentence-transformers/all-MiniLM-L6-v2", "base_model: sentence-transformers/"),
+        (
+            ModelSource("owner/name@main", "name", Path("x"), "0" * 64, "", "hub", revision="abc"),
+            "owner/name",
+            '"owner/name", num_labels=2, dtype="float32", revision="abc"',
+        ),
+    ],
+    ids=["assets", "package", "hub"],
+)
+def test_a_base_has_its_name_on_the_hub_or_none(tmp_path: Path, source: ModelSource, name: str, said: str) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": 8, "base_model_name_or_path": null}')
+    name_base(tmp_path, source, "LoRA", "some-run", ["no", "yes"])
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"]) == (name, 8)
+    assert said in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_merged_model_is_written_without_a_progress_bar(
+    trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging
+
+    export_run(trained.home, trained.ids["lora"], "merged", tmp_path / "model")
+    assert "Writing" not in capfd.readouterr().err
+    assert logging.is_progress_bar_enabled()
 
 
 @pytest.mark.parametrize("key", MASKED)

@@ -16,6 +16,9 @@ from engine.methods.kappatune import KappaTune, condition
 from engine.methods.lisa import LISA
 from engine.methods.pafi import PaFi
 from engine.methods.surgical import Surgical
+from engine.models.catalogue import architecture_of as architecture_of_model
+from engine.models.catalogue import resolve_model
+from engine.probes.found import scores_of
 from tests.methods import reference
 from tests.methods.driver import Training, batches_of, make, weights
 from tests.tiny import architecture_of, tiny_bert, tiny_llama
@@ -55,6 +58,11 @@ def test_only_the_layers_with_most_fisher_information_move(weight_decay: float) 
     best = sorted(range(4), key=lambda layer: -scores[layer])[:2]
     run = training(Surgical, layers=2, weight_decay=weight_decay).run(batches_of(12))
     chosen = names([row for layer in best for row in block(ARCHITECTURE, layer)])
+    shown = scores_of({"findings": run.method.findings()})
+    assert shown is not None
+    assert [row.value for row in shown.rows] == pytest.approx(scores, rel=1e-4)
+    assert [row.layer for row in shown.rows if row.chosen] == sorted(best)
+    assert (shown.examples, shown.step) == (len(EXAMPLES), 0)
     assert run.method.active == chosen  # type: ignore[attr-defined]
     found = moved(weights(tiny_bert(layers=4)), run)
     assert found <= chosen
@@ -87,6 +95,21 @@ def test_a_budget_is_met_in_whole_layers(cls: type[Any]) -> None:
     assert cls.fit(ARCHITECTURE, config, 10**9).layers == 4
     with pytest.raises(BudgetError, match=f"{one:,}"):
         cls.fit(ARCHITECTURE, config, one - 1)
+
+
+# --- half fine-tuning ---------------------------------------------------------------------
+
+
+def test_the_card_of_half_fine_tuning_says_how_much_trains_with_and_without_embeddings() -> None:
+    def shares(outside: bool) -> list[int]:
+        config = HalfFineTuning.Config(outside=outside)
+        maps = [architecture_of_model(resolve_model(name), 2) for name in ("minilm-l6", "nano-bert")]
+        return [round(100 * HalfFineTuning.size(each, config) / sum(r.size for r in each.backbone)) for each in maps]
+
+    (whole, whole_nano), (half, half_nano) = shares(True), shares(False)
+    said = " ".join((HalfFineTuning.__doc__ or "").split())
+    assert f"on MiniLM {whole} per cent train in all, on nano-bert {whole_nano}" in said
+    assert f"and {half} and {half_nano} when it is off" in said
 
 
 # --- LISA -----------------------------------------------------------------------------------

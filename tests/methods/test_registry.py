@@ -50,7 +50,18 @@ def test_the_declaration_is_complete(name):
     places = [cls.__doc__.find(heading) for heading in ("Why it exists", "What to watch", "When it fails")]
     assert -1 not in places
     assert places == sorted(places)
-    assert set(cls.views) <= {"mask", "plane", "layers", "rank", "change", "bias", "path", "trials", "importance"}
+    assert set(cls.views) <= {
+        "mask",
+        "plane",
+        "layers",
+        "rank",
+        "change",
+        "bias",
+        "path",
+        "trials",
+        "importance",
+        "scores",
+    }
     assert set(cls.export_formats) <= {"delta", "peft", "merged", "tensors"}
 
 
@@ -114,3 +125,7 @@ def test_the_same_seed_gives_the_same_losses(name, base):
         return Training(method, model, lr=methods()[name].lr.value, score_batches=singles).run(batches_of(6)).losses
 
     assert losses() == losses()
+
+
+def test_what_trains_lora_in_chosen_layers_stands_with_lora() -> None:
+    assert {methods()[name].family for name in ("rdp_lora", "ist", "lora")} == {"reparameterised"}

@@ -10,6 +10,7 @@ from torch import nn
 
 from engine.errors import BudgetError, DataError
 from engine.methods.tuned_heads import TunedHeads, entries_of
+from engine.probes.found import scores_of
 from engine.sparse.delta import apply_delta, delta_of, read_delta, write_delta
 from tests.methods.driver import Training, batches_of, make, weights
 from tests.methods.test_added_modules import BASES, Build, every_base, logits
@@ -112,9 +113,15 @@ def test_first_the_task_head_trains_alone_then_the_best_heads_and_nothing_else(b
         return measured[0]
 
     method.effects = noted
+    assert method.findings() == {}
     training.run(batches_of(STEPS)[SWITCH - 1 :])
     (found,) = measured
     best = sorted(found, key=lambda head: -found[head])[:2]
+    shown = scores_of({"findings": method.findings()})
+    assert shown is not None
+    assert {(row.layer, row.part): row.value for row in shown.rows} == found
+    assert [(row.layer, row.part) for row in shown.rows if row.chosen] == sorted(best)
+    assert (shown.step, shown.examples) == (SWITCH, 3)
     size = method.size(method.context.architecture, method.config)
     assert len(method.selection().index) == size
     assert set(method.selection().step.tolist()) == {SWITCH}

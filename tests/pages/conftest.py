@@ -118,8 +118,8 @@ class House:
             },
         )
 
-    def finish(self, run_id: str, training_seconds: float = 60.0) -> None:
-        """The rest of a run: its record, test results and summary."""
+    def finish(self, run_id: str, training_seconds: float = 60.0, **counted: Any) -> None:
+        """The rest of a run: its record, test results and summary, of which `counted` replaces parts."""
         self.begin(run_id)
         self.record(run_id, STEPS)
         row = self.runs.get(run_id)
@@ -154,7 +154,7 @@ class House:
             "peak_memory_bytes": 2**29,
             "optimizer_state_scalars": 2 * params["method"],
             "bytes_on_disk": 4096,
-        }
+        } | counted
         with RunWriter(folder.database) as sink:
             sink.meta("test", details)
             sink.meta("summary", summary)

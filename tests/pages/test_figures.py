@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from engine.methods.registry import methods
-from engine.probes.found import Importance, Path, Round, Trial, Trials
+from engine.probes.found import Importance, Path, Round, Score, Scores, Trial, Trials
 from engine.probes.recorded import Plane, Turns
 from pages.parts.figures.change import change_grid, correlation_sentence, path_chart, scatter_chart
 from pages.parts.figures.chart import Chart, Series, smoothed
@@ -18,11 +21,12 @@ from pages.parts.figures.grid import ceiling, decade, percent
 from pages.parts.figures.importance import importance_grid, importance_note
 from pages.parts.figures.layers import sections
 from pages.parts.figures.mask import block_counts, block_of, entries_of, growth_chart, mask_grid, matrix_grid
-from pages.parts.figures.palette import Style, colour, scale, style_of
+from pages.parts.figures.palette import Style, colour, scale, style_of, styles_together
 from pages.parts.figures.path import distance_chart, path_note, path_table, polyline_chart
 from pages.parts.figures.plane import ends_of, note_of, plane_chart
 from pages.parts.figures.plotly import plotly_figure
 from pages.parts.figures.rank import rank_grid, rank_timeline, rank_warning, schedule_chart
+from pages.parts.figures.scores import scores_chart, scores_note
 from pages.parts.figures.trials import trials_chart, trials_note, trials_table
 from pages.parts.figures.turns import turns_grid
 from pages.parts.figures.vega import vega_spec
@@ -83,6 +87,9 @@ def test_live_spec_stays_the_same_while_numbers_come_in():
 
 
 def test_accuracy_is_drawn_against_the_largest_class_and_the_untrained_model():
+    part = accuracy_chart({"validation/accuracy": curve(0.6)}, {}, 5, STYLE, "light", part="256 of 816")
+    assert part.shown[-1].name == "validation, 256 of 816"
+    assert "60.0% at step 1, on the same 256 of 816 validation examples throughout" in part.alt
     chart = accuracy_chart({"validation/accuracy": curve(0.6)}, {"majority": 0.52, "step0": 0.48}, 5, STYLE, "light")
     levels = {series.name: series.y[0] for series in chart.shown if series.kind == "level"}
     assert levels == {"largest class": 0.52, "untrained": 0.48}
@@ -199,8 +206,27 @@ def test_change_is_shown_per_matrix_and_its_correlation_said():
     assert "Too few" in correlation_sentence(magnitude[:1], direction[:1])
     grid = change_grid(three, magnitude, "relative", 2, 5)
     assert grid.sections[0].cells[0].text == "10%"
-    path = path_chart(np.array([0, 5]), np.array([[0, 0], [1, 3]]), np.array([[0, 0], [2, 2]]), 10, STYLE)
+    path = path_chart(np.array([0, 5]), np.array([[0, 0], [1, 3]]), np.array([[0, 0], [2, 2]]), 10, STYLE, "light")
     assert path.series[0].y.tolist() == [0, 1]
+    assert [trace.mode for trace in plotly_figure(path).data] == ["markers", "markers"], "no line where nobody measured"
+    assert "measured 2 times" in path.alt
+
+
+def test_scores_show_what_trains_and_how_far_it_stands_out():
+    rows = (Score(0, 0, 0.1, False), Score(0, 1, -0.2, False), Score(1, 0, 0.5, True), Score(1, 1, 0.3, True))
+    scores = Scores("head", "effect: growth of the loss", rows, examples=8, step=3)
+    chart = scores_chart(scores, STYLE, "light")
+    none, rest, trained = chart.shown
+    assert (none.kind, rest.y.tolist(), trained.y.tolist()) == ("level", [0.1, -0.2], [0.5, 0.3])
+    assert trained.x == pytest.approx([0.7, 1.3])
+    assert trained.labels == ("layer 1, head 0", "layer 1, head 1")
+    assert "layer 1, head 1 with 0.3, the first that was not layer 0, head 0 with 0.1" in chart.alt
+    assert chart.data()["effect"].tolist() == [0.5, 0.3, 0.1, -0.2]
+    assert "after step 3, on 8 training examples" in scores_note(scores)
+    layer = Scores("layer", "score", (Score(0, 0, 2.0, True),), examples=8, step=0)
+    assert [series.name for series in scores_chart(layer, STYLE, "dark").shown] == ["trained"]
+    assert "All 1 train" in scores_chart(layer, STYLE, "dark").alt
+    assert "before the first step" in scores_note(layer)
 
 
 def test_cost_charts_are_of_what_was_reported():
@@ -215,8 +241,35 @@ def test_confusion_rows_are_the_right_classes():
     assert grid.alt == "8 of 10 right."
 
 
+def test_a_legend_has_room_for_a_line_per_entry_below_the_toolbar():
+    def layout(entries: int):
+        series = tuple(Series(f"method {n}", np.arange(3), np.arange(3), "#000000") for n in range(entries))
+        return plotly_figure(Chart(name="c", title="C", x="x", y="y", series=series, alt="", height=300)).layout
+
+    two, twenty = layout(2), layout(20)
+    assert twenty.height - twenty.legend.maxheight >= 300 - 100, "the picture keeps its room in a narrow column"
+    assert twenty.legend.maxheight >= 20 * 20
+    for found in (two, twenty):
+        top = (1 - found.legend.y) * found.height
+        assert found.legend.yanchor == "top"
+        assert top >= 30, "the toolbar's height"
+
+
+def test_a_live_legend_has_as_many_columns_as_fit():
+    def columns(name: str, width: int) -> int:
+        series = tuple(Series(f"{name} {n}", np.arange(3), np.arange(3), "#000000") for n in range(4))
+        spec = vega_spec(Chart(name="c", title="C", x="x", y="y", series=series, alt=""))
+        said = spec["layer"][0]["encoding"]["color"]["legend"]["columns"]["expr"]
+        return eval(said.replace("floor", "math.floor"), {"width": width, "math": math, "max": max, "min": min})
+
+    assert columns("a name of some length", 100) == 1
+    assert columns("a name of some length", 450) == 2
+    assert columns("up", 450) > 4
+    assert columns("up", 4000) == 6
+
+
 def test_comparison_draws_family_colour_and_method_dash():
-    curves = [Curve("A", "lora", {"validation/accuracy": curve(0.5)}), Curve("B", "dora", {})]
+    curves = [Curve("A", "lora", ({"validation/accuracy": curve(0.5)},)), Curve("B", "dora", ({},))]
     chart = overlay_chart(curves, "validation/accuracy", "light", majority=0.4)
     assert [series.name for series in chart.shown] == ["largest class", "A"]
     points = [Point("A", "lora", 100, 0.7, 0.6, 0.8), Point("B", "full", 9000, 0.8, None, None)]
@@ -234,6 +287,38 @@ def test_methods_of_one_family_share_a_colour_and_differ_by_marker_and_dash():
         seen = by_family.setdefault(method.family, set())
         assert (style.marker, style.dash) not in seen, name
         seen.add((style.marker, style.dash))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_in_one_picture_nothing_of_a_family_looks_alike(theme):
+    selective = sorted(name for name, method in methods().items() if method.family == "selective")
+    for start in range(0, len(selective), 8):
+        names = [*selective[start : start + 6], selective[start], "lora", "lora"]
+        styles = styles_together(names, theme)
+        for family in (styles[:7], styles[7:]):
+            assert len({style.marker for style in family}) == len({style.dash for style in family}) == len(family)
+            assert all(one.colour != other.colour for one, other in pairwise(family))
+    back = {"light": "#FFFFFF", "dark": "#12161C"}[theme]
+    assert min(contrast(style.colour, back) for style in styles) >= 3
+
+
+def test_in_one_picture_methods_keep_their_own_look_where_they_can():
+    lora, again, adalora = styles_together(["lora", "lora", "adalora"], "light")
+    assert (lora, adalora.marker, adalora.dash) == (style_of("lora", "light"), "square", (6, 3))
+    assert again.marker not in (lora.marker, adalora.marker)
+    assert len(styles_together(["id3"] * 100, "dark")) == 100
+
+
+def test_seeds_of_one_spec_are_one_line_between_the_lowest_and_the_highest():
+    seeds = [{"validation/accuracy": curve(0.5, 0.6), "train/loss": curve(1.0, 0.5)},
+             {"validation/accuracy": curve(0.7, 0.9), "train/loss": curve(2.0, 0.5)}]  # fmt: skip
+    (line,) = overlay_chart([Curve("A", "lora", tuple(seeds))], "validation/accuracy", "light").shown
+    assert line.name == "A, mean of 2 seeds"
+    assert line.y == pytest.approx([0.6, 0.75])
+    assert (line.low.tolist(), line.high.tolist(), line.marker) == ([0.5, 0.6], [0.7, 0.9], "circle")
+    (loss,) = overlay_chart([Curve("A", "lora", tuple(seeds))], "train/loss", "light").shown
+    assert loss.y[0] == pytest.approx(1.5)
+    assert (loss.low, loss.marker) == (None, "")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
+
+import numpy as np
 import pytest
 
 from engine.errors import UnknownName
@@ -15,6 +19,11 @@ from tests.pages.conftest import NASTY, STEPS
 def no_error(app):
     assert not app.exception, app.exception
     return app
+
+
+def numbers(packed) -> list[float]:
+    """An array as Plotly sends it to the browser."""
+    return np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"]).tolist()
 
 
 def kinds(app) -> set[str]:
@@ -188,6 +197,29 @@ def test_unknown_run_says_so_and_leads_back(house, words_of):
     no_error(house.open("run", run="../../etc/passwd"))
 
 
+def test_numbers_of_a_run_say_what_they_were_measured_on(house, words_of):
+    run_id = house.add()
+    house.finish(run_id)
+    with RunWriter(house.runs.folder(run_id).database) as sink:
+        sink.meta("curve", {"items": 256, "of": 816})
+    app = no_error(house.open("run", run=run_id, t=str(STEPS)))
+    metrics = {metric.label: metric for metric in app.metric}
+    assert metrics["Validation accuracy"].delta == "at the end, all 816"
+    assert "fixed part of it, 256 of 816 examples" in metrics["Validation accuracy"].help
+    assert "on the same 256 of 816 validation examples throughout" in words_of(app)
+    time = metrics["Time, with loading"]
+    assert (time.value, time.delta) == ("80 s", "0.3 steps/s in training")
+    assert "The training steps alone took 60 s" in time.help
+    assert "The other 20 s went into loading" in time.help
+
+
+def test_a_run_from_before_the_curve_was_described_opens(house, words_of):
+    run_id = house.add()
+    house.finish(run_id)
+    app = no_error(house.open("run", run=run_id, t=str(STEPS)))
+    assert {metric.label: metric for metric in app.metric}["Validation accuracy"].delta == "at the end, on all"
+
+
 def test_plan_is_shown_before_launch(house, words_of):
     run_id = house.add()
     text = words_of(no_error(house.open("launch", like=run_id)))
@@ -202,8 +234,22 @@ def test_a_budget_out_of_reach_is_refused_with_a_reason(house, words_of):
     app = house.open("launch", like=run_id)
     app.number_input(key=f"launch-{run_id}-params").set_value(0).run()
     no_error(app)
-    assert "trains nothing" in words_of(app)
-    assert "Launch" not in [button.label for button in app.button]
+    assert words_of(app).count("trains nothing") == 2, "in the plan's place and below the budget's field"
+    (button,) = [button for button in app.button if button.label == "Launch"]
+    assert button.disabled
+    assert "trains nothing" in button.help
+    app.number_input(key=f"launch-{run_id}-params").set_value(600).run()
+    assert "trains nothing" not in words_of(no_error(app))
+    (button,) = [button for button in app.button if button.label == "Launch"]
+    assert not button.disabled
+
+
+def test_without_data_the_button_says_what_is_missing(house):
+    app = house.open("launch")
+    app.selectbox(key="launch--dataset").set_value("A file on this machine").run()
+    (button,) = [button for button in no_error(app).button if button.label == "Launch"]
+    assert button.disabled
+    assert "Choose a model and data first" in button.help
 
 
 def test_an_identical_finished_run_is_offered(house, words_of):
@@ -247,7 +293,7 @@ def test_a_file_that_cannot_be_learned_from_is_refused_with_a_reason(house, word
     app = no_error(upload(house.open("launch"), "mine.csv", data))
     assert "This did not work" in words_of(app)
     assert said in words_of(app)
-    assert "Launch" not in [button.label for button in app.button]
+    assert all(button.disabled for button in app.button if button.label == "Launch")
 
 
 def test_a_hub_that_cannot_be_reached_leaves_the_rest_usable(house, words_of, monkeypatch):
@@ -273,6 +319,28 @@ def test_compare_puts_seeds_together_and_says_what_can_be_concluded(house, words
     assert "told apart" in words_of(app)
 
 
+def test_sizes_are_those_that_the_result_counted(house, words_of):
+    """A method that moved other weights than planned has one number in the label, the table and the picture."""
+    run_id = house.add("gmt")
+    house.finish(run_id, params={"requested": None, "method": 777, "head": 5, "total": 782})
+    app = no_error(house.open("compare"))
+    table = app.dataframe[0].value
+    assert (table["Trained"][0], table["Head"][0]) == (777, 5)
+    assert table["Method"][0].endswith(" 777")
+    assert " 777 " in app.multiselect[0].options[0]
+    shown = [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
+    (pareto,) = [chart for chart in shown if "as counted at the end" in chart["layout"]["xaxis"]["title"]["text"]]
+    assert numbers(pareto["data"][0]["x"]) == [777]
+    assert no_error(house.open("run")).dataframe[0].value["Trains"].tolist() == [777]
+
+
+def test_settings_tell_groups_of_one_method_and_size_apart(house):
+    for rate in (0.001, 0.002):
+        house.finish(house.add("lora", train={"steps": STEPS, "batch_size": 4, "lr": rate}))
+    names = no_error(house.open("compare")).dataframe[0].value["Method"].tolist()
+    assert [name.split(", ")[-1] for name in names] == ["lr 0.001", "lr 0.002"]
+
+
 def test_runs_of_different_models_are_told_apart_and_warned_of(house, words_of):
     house.finish(house.add("lora"))
     house.finish(house.add("lora", model="minilm-l6"))
@@ -289,6 +357,7 @@ def test_masks_are_compared_with_what_chance_would_give(house, words_of):
     (table,) = [frame.value for frame in app.dataframe if "By lot" in frame.value]
     assert table["Jaccard"].tolist() == [1.0], "the house records the same entries for both"
     assert table["Common"][0] > 10 * table["By lot"][0]
+    assert "times as many as by lot" in words_of(app)
 
 
 def test_one_run_is_measured_at_many_budgets(house, words_of, monkeypatch):
@@ -426,6 +495,7 @@ def test_what_a_real_run_recorded_is_drawn_at_every_moment(house, words_of, meth
         ("rdp_lora", "path", "Path of the mean hidden state (n = 64 examples", "Measured before the first step"),
         ("subtuning", "trials", "Trials of layers, round by round (n = ", "paired by example"),
         ("ist", "importance", "Importance of each layer over the steps", "Every 10 steps"),
+        ("surgical", "scores", "Score of each layer (n = ", "before the first step"),
     ],
 )
 def test_what_a_method_chose_layers_by_is_drawn_at_every_moment(house, words_of, method, view, title, note):
@@ -439,7 +509,24 @@ def test_what_a_method_chose_layers_by_is_drawn_at_every_moment(house, words_of,
         assert note in words_of(app)
 
 
-@pytest.mark.parametrize(("method", "view"), [("rdp_lora", "path"), ("subtuning", "trials"), ("ist", "importance")])
+def test_what_is_measured_in_mid_run_is_shown_from_then_on(house, words_of):
+    run_id = house.add("tuned_heads", budget=None)
+    waiting = house.add("tuned_heads", budget=None, seed=1)
+    house.runs.claim(run_id, "cpu:0", {"name": "test", "pid": 1, "created": 0.0})
+    assert run_job(house.home, run_id, Caches()) == "finished", house.runs.get(run_id).error
+    early = no_error(house.open("run", run=run_id, view="scores", t="3"))
+    assert "Measured after step 4: at this moment nothing is known" in words_of(early)
+    assert not early.get("plotly_chart")
+    late = no_error(house.open("run", run=run_id, view="scores", t="4"))
+    assert "Score of each head (n = 64 examples" in words_of(late)
+    assert "the 4 of 16 heads with the highest scores" in words_of(late)
+    assert "as soon as" in words_of(no_error(house.open("run", run=waiting, view="scores")))
+
+
+@pytest.mark.parametrize(
+    ("method", "view"),
+    [("rdp_lora", "path"), ("subtuning", "trials"), ("ist", "importance"), ("tuned_heads", "scores")],
+)
 def test_a_run_from_before_findings_were_recorded_opens_and_says_what_is_missing(house, words_of, method, view):
     old, waiting = house.add(method, budget=None), house.add(method, budget=None, seed=1)
     house.finish(old)

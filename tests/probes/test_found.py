@@ -17,7 +17,7 @@ from engine.methods._polyline import principal_plane, splits, tolerances
 from engine.methods.ist import IST
 from engine.methods.rdp import RdpLoRA
 from engine.methods.subtuning import SubTuning
-from engine.probes.found import importance_of, path_of, trials_of
+from engine.probes.found import importance_of, path_of, scores_of, trials_of
 from engine.store.run_reader import RunReader
 from engine.store.runs import Runs
 from engine.training.build import Caches
@@ -200,6 +200,8 @@ def test_what_is_judged_is_described_as_it_is_drawn() -> None:
     [
         ({"name": "rdp_lora", "layers": 1, "rank": 2}, path_of),
         ({"name": "subtuning", "layers": 2, "samples": 16, "trial_steps": 2}, trials_of),
+        ({"name": "surgical", "layers": 1, "samples": 6}, scores_of),
+        ({"name": "tuned_heads", "heads": 1, "samples": 6}, scores_of),
     ],
 )
 def test_a_run_records_its_findings_once_and_a_recording_keeps_them(home, small, monkeypatch, method, read) -> None:
@@ -220,5 +222,5 @@ def test_a_record_without_findings_gives_none(home, small) -> None:
     with reader_of(home, run_id) as reader:
         metas = reader.metas()
     assert "findings" not in metas
-    assert path_of(metas) is trials_of(metas) is importance_of(metas, []) is None
+    assert path_of(metas) is trials_of(metas) is scores_of(metas) is importance_of(metas, []) is None
     assert importance_of({"findings": {"importance": {}}}, []) is None

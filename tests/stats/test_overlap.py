@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import hypergeom
 
 from engine.errors import SpecError
 from engine.stats.overlap import Mask, left_out, overlaps
@@ -93,3 +94,47 @@ def test_an_empty_mask_shares_nothing() -> None:
     (pair,) = overlaps([mask("x", {}), mask("y", {"a": [1]})])
     assert (pair.common, pair.jaccard, pair.expected) == (0, 0.0, 0.0)
     assert "share nothing" in pair.sentence
+
+
+def test_a_few_expected_are_judged_by_exact_chances() -> None:
+    """Where a normal curve would misjudge them: none of 7 are fewer than by lot, 3 where half a one is are not more."""
+    apart = overlaps([mask("x", {"b": list(range(140))}), mask("y", {"b": list(range(140, 340))})])[0]
+    assert apart.expected == 7
+    assert apart.p == pytest.approx(2 * hypergeom.cdf(0, 4000, 140, 200))
+    assert "fewer than by lot (7)" in apart.sentence
+    few = overlaps([mask("x", {"b": list(range(40))}), mask("y", {"b": list(range(40, 340))})])[0]
+    assert "about as many as by lot (3); so small a number could not show" in few.sentence
+    some = overlaps([mask("x", {"b": list(range(10))}), mask("y", {"b": [0, 1, 2, *range(1000, 1197)]})])[0]
+    assert (some.common, some.expected) == (3, 0.5)
+    assert some.common > some.expected + 3 * some.spread
+    assert some.p == pytest.approx(2 * hypergeom.sf(2, 4000, 10, 200))
+    assert "about as many as by lot (0.5)." in some.sentence
+
+
+def test_agreement_on_tensors_is_told_from_agreement_within_them() -> None:
+    rng = np.random.default_rng(2)
+    by_lot = [mask(name, {"a": rng.choice(1000, 300, replace=False).tolist()}) for name in "xy"]
+    (pair,) = overlaps(by_lot)
+    assert "times as many as by lot; about as many as by lot within the tensors they chose (90)" in pair.sentence
+    (same,) = overlaps([by_lot[0], by_lot[0]])
+    assert "more than by lot within the tensors they chose (90)" in same.sentence
+    split = [mask(name, {"a": list(range(start, start + 450)), "b": [1]}) for name, start in (("x", 0), ("y", 370))]
+    (avoiding,) = overlaps(split)
+    assert (avoiding.common, round(avoiding.expected)) == (81, 51)
+    assert "times as many as by lot; fewer than by lot within the tensors they chose (203)" in avoiding.sentence
+
+
+def test_chances_within_tensors_are_those_of_the_sum() -> None:
+    both = {"a": list(range(20)), "b": list(range(60))}
+    (pair,) = overlaps([mask("x", both), mask("y", {"a": list(range(19, 69)), "b": list(range(58, 158))})])
+    a, b = hypergeom.pmf(np.arange(21), 1000, 20, 50), hypergeom.pmf(np.arange(61), 3000, 60, 100)
+    chances = np.convolve(a, b)
+    assert pair.common == 3
+    assert pair.within_p == pytest.approx(min(1.0, 2 * min(chances[:4].sum(), chances[3:].sum())))
+
+
+def test_many_pairs_are_corrected_for_their_number() -> None:
+    apart = [mask("x", {"b": list(range(140))}), mask("y", {"b": list(range(140, 340))})]
+    rng = np.random.default_rng(3)
+    alone = overlaps(apart)[0].p
+    assert overlaps([*apart, drawn("z", 400, rng), drawn("u", 400, rng)])[0].p == pytest.approx(6 * alone)

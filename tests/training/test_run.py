@@ -76,6 +76,14 @@ def test_the_same_spec_gives_the_same_numbers_twice_in_a_warm_process(home: Path
     assert series(home, runs[0]) != series(home, between)
 
 
+def test_the_record_says_on_how_many_validation_examples_the_curve_is_measured(home: Path, small: Path) -> None:
+    run_id = submit(home, spec_data(small, "linear_probe", lr=0.01))
+    assert run_job(home, run_id, Caches()) == "finished"
+    with RunReader(Runs(home).folder(run_id).database) as reader:
+        curve = reader.meta("curve")
+    assert 0 < curve["items"] == curve["of"] <= 256
+
+
 class StopAt:
     """Asks to stop once so many steps are done."""
 

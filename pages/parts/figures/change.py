@@ -11,8 +11,10 @@ import pandas as pd
 from pages.parts.figures.chart import Chart, Series
 from pages.parts.figures.grid import Cell, Grid, ceiling, percent
 from pages.parts.figures.layers import ROLE_NAMES, Row, sections, title_of
-from pages.parts.figures.palette import Style, Theme, scale
+from pages.parts.figures.palette import Style, Theme, colour, scale
 
+LARGE, SMALL = 110.0, 25.0
+"""Square pixels of a measured moment: of what is drawn first, and of what may come to lie upon it."""
 Measure = Literal["relative", "magnitude", "direction"]
 _TITLES = {
     "relative": "Relative change |W − W₀| / |W₀|",
@@ -89,30 +91,40 @@ def change_grid(matrices: Sequence[Row], values: np.ndarray, measure: Measure, l
 
 
 def path_chart(
-    steps: np.ndarray, magnitude: np.ndarray, direction: np.ndarray, total_steps: int, style: Style
+    steps: np.ndarray, magnitude: np.ndarray, direction: np.ndarray, total_steps: int, style: Style, theme: Theme
 ) -> Chart:
-    """Mean change over all matrices against steps; both as shares of their last value, which share one axis.
+    """How the mean changes grow, each relative to its last value: a point where it was measured, and nothing between.
 
     Args:
-        steps: (F,).
+        steps: of the frames, (F,).
         magnitude, direction: float (F, M).
         total_steps: end of the axis.
         style: the method's.
+        theme: of the browser.
     """
     m, d = magnitude.mean(axis=1), direction.mean(axis=1)
+    other = "square" if style.marker != "square" else "circle"
     return Chart(
         name="change-path",
-        title="Mean change, relative to its last value",
+        title="Mean change, where it was measured",
         x="step",
         y="share of the last value",
-        alt=f"Last: magnitude {m[-1]:.3g}, direction {d[-1]:.3g}." if len(m) else "No change measured yet.",
+        alt=f"Last: magnitude {m[-1]:.3g}, direction {d[-1]:.3g}; measured {len(m):,} times."
+        if len(m)
+        else "No change measured yet.",
         series=(
-            Series(f"magnitude (last {m[-1]:.3g})", steps, m / (m[-1] or 1), style.colour),
-            Series(f"direction (last {d[-1]:.3g})", steps, d / (d[-1] or 1), style.colour, dash=(6, 3)),
+            Series(
+                f"magnitude (last {m[-1]:.3g})", steps, m / (m[-1] or 1), style.colour, "points",
+                marker=style.marker, sizes=np.full(len(m), LARGE),
+            ),
+            Series(
+                f"direction (last {d[-1]:.3g})", steps, d / (d[-1] or 1), colour("baseline", theme), "points",
+                marker=other, sizes=np.full(len(m), SMALL),
+            ),
         ),
         x_range=(0, total_steps),
         y_format=".0%",
-    )
+    )  # fmt: skip
 
 
 def short(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,16 +10,16 @@ import numpy as np
 
 from pages.parts.figures.chart import Chart, Scalars, Series, level, smoothed
 from pages.parts.figures.curves import SMOOTHING
-from pages.parts.figures.palette import Theme, colour, style_of
+from pages.parts.figures.palette import Theme, colour, styles_together
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's scalars with the name and method it is drawn by."""
+    """Scalars of one group of runs, the same spec with one or more seeds, and how it is drawn."""
 
     label: str
     method: str
-    scalars: Scalars
+    seeds: tuple[Scalars, ...]
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,36 @@ class Point:
 
 
 def overlay_chart(curves: Sequence[Curve], key: str, theme: Theme, majority: float | None = None) -> Chart:
-    """One scalar of every run over steps; losses of batches are smoothed, measured accuracies are not."""
-    is_accuracy = key.endswith("accuracy")
+    """One scalar of every group over steps, as the mean over its seeds.
+
+    Losses of batches are smoothed. Validation is not: it is marked where it was measured, with the lowest and
+    highest seed.
+    """
+    is_accuracy, batches = key.endswith("accuracy"), key.startswith("train/")
     series = []
-    for curve in curves:
-        x, y = curve.scalars.get(key, (np.empty(0), np.empty(0)))
-        style = style_of(curve.method, theme)
-        values = smoothed(y, SMOOTHING) if key.startswith("train/") else y
-        series.append(Series(curve.label, x, values, style.colour, dash=style.dash))
+    for curve, style in zip(curves, styles_together([curve.method for curve in curves], theme), strict=True):
+        x, values = _together(curve.seeds, key)
+        if batches:
+            values = np.array([smoothed(row, SMOOTHING) for row in values])
+        spread = len(values) > 1 and not batches
+        series.append(
+            Series(
+                curve.label if len(values) == 1 else f"{curve.label}, mean of {len(values)} seeds",
+                x,
+                values.mean(axis=0),
+                style.colour,
+                dash=style.dash,
+                marker="" if batches else style.marker,
+                low=values.min(axis=0) if spread else None,
+                high=values.max(axis=0) if spread else None,
+            )
+        )
     guide = [] if majority is None or not is_accuracy else [
         level("largest class", majority, colour("guide", theme), (2, 3))
     ]  # fmt: skip
-    what = key.replace("/", " ") + (f", smoothed {SMOOTHING:g}" if key.startswith("train/") else "")
+    what = key.replace("/", " ") + (f", smoothed {SMOOTHING:g}" if batches else "")
+    if any(one.low is not None for one in series):
+        what += ", with lowest and highest seed"
     return Chart(
         name=f"compare-{key.replace('/', '-')}",
         title=what[0].upper() + what[1:],
@@ -58,11 +77,17 @@ def overlay_chart(curves: Sequence[Curve], key: str, theme: Theme, majority: flo
     )
 
 
+def _together(seeds: Sequence[Scalars], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps at which every seed has a value, float (n,), and these values, float (seeds, n)."""
+    found = [scalars.get(key, (np.empty(0), np.empty(0))) for scalars in seeds]
+    steps = functools.reduce(np.intersect1d, [x for x, _ in found])
+    return steps, np.array([y[np.isin(x, steps)] for x, y in found])
+
+
 def pareto_chart(points: Sequence[Point], theme: Theme) -> Chart:
-    """Test accuracy against trainable parameters of the method, on a log axis."""
+    """Test accuracy against what the method trained, as counted at the end, on a log axis."""
     series = []
-    for point in points:
-        style = style_of(point.method, theme)
+    for point, style in zip(points, styles_together([point.method for point in points], theme), strict=True):
         known = point.low is not None and point.high is not None
         series.append(
             Series(
@@ -81,7 +106,7 @@ def pareto_chart(points: Sequence[Point], theme: Theme) -> Chart:
     return Chart(
         name="accuracy-parameters",
         title="Test accuracy against trained parameters",
-        x="parameters trained by the method, head apart (log)",
+        x="trained parameters, as counted at the end (log)",
         y="test accuracy (higher is better)",
         alt=f"Highest: {best.label} at {best.accuracy:.1%} with {best.params:,}." if best else "No finished run.",
         series=tuple(series),

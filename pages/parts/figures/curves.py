@@ -35,15 +35,32 @@ def loss_chart(scalars: Scalars, steps: int, style: Style, theme: Theme, at: int
 
 
 def accuracy_chart(
-    scalars: Scalars, baseline: dict[str, Any], steps: int, style: Style, theme: Theme, at: int | None = None
+    scalars: Scalars,
+    baseline: dict[str, Any],
+    steps: int,
+    style: Style,
+    theme: Theme,
+    at: int | None = None,
+    part: str = "",
 ) -> Chart:
-    """Training and validation accuracy, with the majority class and the untrained model as guides."""
+    """Training and validation accuracy, with the majority class and the untrained model as guides.
+
+    Args:
+        scalars: of the run, up to the moment shown.
+        baseline: accuracy of the majority class and at step 0.
+        steps: end of the axis.
+        style: the method's.
+        theme: of the browser.
+        at: step of a guide.
+        part: which part of the validation examples the curve is about, ``256 of 816``; empty for all.
+    """
     x, y = scalars.get("train/accuracy", _NOTHING)
     u, v = scalars.get("validation/accuracy", _NOTHING)
     majority = baseline.get("majority")
     step0 = baseline.get("step0")
     guide = colour("guide", theme)
-    latest = f"Validation accuracy {v[-1]:.1%} at step {u[-1]:,.0f}." if len(v) else "No accuracy yet."
+    on = f", on the same {part} validation examples throughout" if part else ""
+    latest = f"Validation accuracy {v[-1]:.1%} at step {u[-1]:,.0f}{on}." if len(v) else "No accuracy yet."
     against = f" The largest class alone gives {majority:.1%}." if majority is not None else ""
     return Chart(
         name="accuracy",
@@ -55,7 +72,7 @@ def accuracy_chart(
             level("largest class", majority, guide, (2, 3)),
             level("untrained", step0, guide, (8, 4)),
             Series("training", x, smoothed(y, SMOOTHING), style.colour, faint=True),
-            Series("validation", u, v, style.colour, marker=style.marker),
+            Series(f"validation, {part}" if part else "validation", u, v, style.colour, marker=style.marker),
             *([] if at is None else [shown_step(at, theme)]),
         ),
         x_range=(0, steps),

@@ -10,6 +10,9 @@ import plotly.graph_objects as go
 
 from pages.parts.figures.chart import Chart, Series
 
+_TOOLS, _EDGES, _ENTRY, _FREE_ENTRIES = 34, 36, 20, 4
+"""Pixels: of the toolbar, of edges and axis titles, and of a line of the legend, of which so many lie within them."""
+
 
 def plotly_figure(chart: Chart) -> go.Figure:
     """The figure of a chart, with the same colours, dashes and markers as the live spec."""
@@ -21,13 +24,20 @@ def plotly_figure(chart: Chart) -> go.Figure:
             figure.add_vline(x=float(series.x[0]), line=_line(series))
         else:
             figure.add_trace(_trace(chart, series))
+    count = len(chart.shown)
+    height = chart.height + _TOOLS + _EDGES + _ENTRY * max(1, count - _FREE_ENTRIES)
     figure.update_layout(
-        height=chart.height + 70,
-        margin={"l": 8, "r": 8, "t": 36, "b": 8},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        height=height,
+        margin={"l": 8, "r": 8, "t": _TOOLS, "b": 8},
+        # Below the toolbar, which appears at the top edge when the pointer is there; in a narrow column each entry
+        # has a line of its own.
+        legend={
+            "orientation": "h", "x": 0, "yref": "container", "y": 1 - _TOOLS / height, "yanchor": "top",
+            "maxheight": _ENTRY * (count + 1),
+        },
         hovermode="closest" if _each_point_alone(chart) else "x unified",
-        showlegend=len(chart.shown) > 1,
-    )
+        showlegend=count > 1,
+    )  # fmt: skip
     figure.update_xaxes(title=chart.x, tickformat=chart.x_format or None, **_axis(chart, "x"))
     figure.update_yaxes(title=chart.y, tickformat=chart.y_format or None, **_axis(chart, "y"))
     if chart.spatial:

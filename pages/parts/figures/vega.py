@@ -9,8 +9,8 @@ from typing import Any
 from pages.parts.figures.chart import Chart, Kind, Series
 
 Channel = dict[str, Any]
-SHORT = 12
-"""Characters of a name of which six fit beside each other in a legend."""
+_LABEL, _LETTER, _SYMBOL, _COLUMNS = 260, 7, 40, 6
+"""Of a legend: pixels of the longest label, of a letter, of a symbol with its gaps; most columns."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -97,8 +97,11 @@ def _legend(chart: Chart) -> Channel:
     symbol: Channel = (
         {"symbolSize": 80} if chart.sized else {} if only_points else {"symbolType": "stroke", "symbolSize": 250}
     )
-    many_short = len(chart.shown) > 4 and all(len(series.name) <= SHORT for series in chart.shown)
-    return {"legend": {"title": None, "orient": "top", "columns": 6 if many_short else 2, "labelLimit": 260, **symbol}}
+    longest = max(len(series.name) for series in chart.shown)
+    each = min(_LABEL, _LETTER * longest) + _SYMBOL
+    # Only the browser knows how wide the picture is: as many columns as fit.
+    columns = {"expr": f"max(1, min({_COLUMNS}, floor(width / {each})))"}
+    return {"legend": {"title": None, "orient": "top", "columns": columns, "labelLimit": _LABEL, **symbol}}
 
 
 def _shape(series: Series) -> str:
