@@ -308,7 +308,7 @@ class Method:
         return None
 
     def products(self) -> list[Product]:
-        """What it adds to linear layers, in model order."""
+        """What it adds to linear layers, in model order, where that is all that changes them."""
         return []
 
     def entries(self) -> SparseAdamW:

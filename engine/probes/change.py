@@ -96,6 +96,8 @@ class ChangeProbe:
 
     def _grouped(self) -> list[_Products]:
         """Matrices of like shape whose change is a product of like rank: measured together, without the product."""
+        if self._method.packs != "products":
+            return []
         products = {product.module: product for product in self._method.products()}
         found: dict[tuple[int, ...], list[int]] = {}
         for place, row in enumerate(self.parameters):
