@@ -134,13 +134,15 @@ class RunSpec(_Part):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, data: Any) -> Any:
-        """Accept ``dataset: name`` and ``method: name`` for the one-field cases."""
+        """Accept ``dataset: name``, ``method: name`` and ``budget: count`` for the one-field cases."""
         if isinstance(data, dict):
             data = _on_is_a_word(data)
             if isinstance(data.get("dataset"), str):
                 data["dataset"] = {"source": data["dataset"]}
             if isinstance(data.get("method"), str):
                 data["method"] = {"name": data["method"]}
+            if type(data.get("budget")) is int:
+                data["budget"] = {"params": data["budget"]}
         return data
 
     def canonical(self) -> dict[str, Any]:
@@ -203,7 +205,9 @@ def explain(error: ValidationError) -> str:
         place = clipped(".".join(str(part) for part in item["loc"])) or "the spec"
         value = item.get("input")
         given = f" (given: {shown(value)})" if isinstance(value, str | int | float) else ""
-        sentences.append(f"{place}: {item['msg']}{given}")
+        whole = item["type"] in ("model_type", "model_attributes_type")
+        message = "it has fields of its own, each written as `name: value`" if whole else item["msg"]
+        sentences.append(f"{place}: {message}{given}")
     return "; ".join(sentences) + "."
 
 

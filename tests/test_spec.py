@@ -99,6 +99,12 @@ def test_a_bare_on_is_the_word_on() -> None:
     assert read.method.on.on.name == "lora"
 
 
+def test_a_budget_may_be_a_plain_count() -> None:
+    assert spec(budget=5888) == spec(budget={"params": 5888})
+    with pytest.raises(SpecError, match=r"budget: it has fields of its own, each written as `name: value`"):
+        spec(budget="5888")
+
+
 def test_each_stream_falls_back_to_the_one_seed() -> None:
     train = spec(train={"seed": 5, "seeds": {"data": 0}}).train
     assert [train.seed_of(stream) for stream in STREAMS] == [5, 5, 0, 5]
