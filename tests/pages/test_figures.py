@@ -275,8 +275,25 @@ def test_comparison_draws_family_colour_and_method_dash():
     points = [Point("A", "lora", 100, 0.7, 0.6, 0.8), Point("B", "full", 9000, 0.8, None, None)]
     pareto = pareto_chart(points, "dark")
     assert pareto.log_x
+    assert [float(series.x[0]) for series in pareto.shown] == [100, 9000]
     assert pareto.alt.startswith("Highest: B")
     assert plotly_figure(pareto).data[0].error_y.array == pytest.approx([0.1])
+
+
+def test_points_of_one_count_stand_side_by_side_and_the_table_has_the_count():
+    points = [Point(str(n), "lora", 5888, 0.7, 0.6, 0.8) for n in range(4)] + [
+        Point("B", "full", 90_000, 0.8, None, None)
+    ]
+    chart = pareto_chart(points, "light")
+    *beside, alone = (float(series.x[0]) for series in chart.shown)
+    assert alone == 90_000
+    assert np.prod(beside) ** (1 / 4) == pytest.approx(5888)
+    low, high = np.log10(chart.x_range)
+    assert np.diff(np.log10(beside)) == pytest.approx([0.03 * (high - low)] * 3)
+    assert high - low == pytest.approx(2)
+    assert "side by side" in chart.x
+    assert chart.data()["trained parameters"].tolist() == [5888] * 4 + [90_000]
+    assert "5,888 trained" in plotly_figure(chart).data[0].hovertext[0]
 
 
 def test_methods_of_one_family_share_a_colour_and_differ_by_marker_and_dash():

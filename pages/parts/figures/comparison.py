@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from pages.parts.figures.chart import Chart, Scalars, Series, level, smoothed
 from pages.parts.figures.curves import SMOOTHING
 from pages.parts.figures.palette import Theme, colour, styles_together
+
+_APART, _TOGETHER = 0.03, 0.2
+"""How far points of one count stand apart, and all of them at most, as shares of the axis."""
 
 
 @dataclass(frozen=True)
@@ -85,33 +91,72 @@ def _together(seeds: Sequence[Scalars], key: str) -> tuple[np.ndarray, np.ndarra
 
 
 def pareto_chart(points: Sequence[Point], theme: Theme) -> Chart:
-    """Test accuracy against what the method trained, as counted at the end, on a log axis."""
-    series = []
-    for point, style in zip(points, styles_together([point.method for point in points], theme), strict=True):
+    """Test accuracy against what the method trained, as counted at the end, on a log axis.
+
+    Points of one count stand side by side, or their intervals would hide each other.
+    """
+    series, styles = [], styles_together([point.method for point in points], theme)
+    ends = _ends(points)
+    for point, place, style in zip(points, _side_by_side(points, ends), styles, strict=True):
         known = point.low is not None and point.high is not None
         series.append(
             Series(
                 point.label,
-                np.array([point.params]),
+                np.array([place]),
                 np.array([point.accuracy]),
                 style.colour,
                 "points",
                 marker=style.marker,
                 low=np.array([point.low]) if known else None,
                 high=np.array([point.high]) if known else None,
-                labels=(point.label,),
+                labels=(f"{point.label}, {point.params:,} trained",),
             )
         )
+    beside = len({point.params for point in points}) < len(points)
     best = max(points, key=lambda point: point.accuracy, default=None)
     return Chart(
         name="accuracy-parameters",
         title="Test accuracy against trained parameters",
-        x="trained parameters, as counted at the end (log)",
+        x="trained parameters, as counted at the end (log" + ("; equal counts side by side)" if beside else ")"),
         y="test accuracy (higher is better)",
         alt=f"Highest: {best.label} at {best.accuracy:.1%} with {best.params:,}." if best else "No finished run.",
         series=tuple(series),
+        x_range=ends,
         log_x=True,
+        whole_x=True,
         x_format="~s",
         y_format=".1%",
         height=380,
+        rows=lambda: _table(points),
+    )
+
+
+def _ends(points: Sequence[Point]) -> tuple[float, float]:
+    """Of a log axis that has room beside all counts; it shows two powers of ten at least."""
+    counts = [math.log10(point.params) for point in points if point.params > 0] or [3.0]
+    middle, half = (min(counts) + max(counts)) / 2, max(1.0, 0.6 * (max(counts) - min(counts)))
+    return 10 ** (middle - half), 10 ** (middle + half)
+
+
+def _side_by_side(points: Sequence[Point], ends: tuple[float, float]) -> list[float]:
+    """Where each point stands on the log axis: its count, or near it where others have the same."""
+    counts, decades = [point.params for point in points], math.log10(ends[1] / ends[0])
+    places, seen = [], Counter[int]()
+    for count in counts:
+        same = counts.count(count)
+        apart = min(_APART, _TOGETHER / same) * decades
+        places.append(count * 10 ** (apart * (seen[count] - (same - 1) / 2)))
+        seen[count] += 1
+    return places
+
+
+def _table(points: Sequence[Point]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "series": [point.label for point in points],
+            "trained parameters": [point.params for point in points],
+            "test accuracy": [point.accuracy for point in points],
+            "low": [point.low for point in points],
+            "high": [point.high for point in points],
+        }
     )
