@@ -76,6 +76,7 @@ class TrPts(GradientScored):
         "so that small budgets can be met. The number of weights counted globally is the largest that the budget "
         "allows after rounding, found by bisection. Its selection of tokens is for images and left out."
     )
+    packs = ""  # how many it selects depends on the scores
     Config: ClassVar[type[MethodConfig]] = TrPtsConfig
     composes = False
 

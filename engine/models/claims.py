@@ -83,7 +83,7 @@ def _check_heads(source: ModelSource, width: int) -> None:
 def _check_dropout(source: ModelSource) -> None:
     """Rates are set by the run, but loading asks for numbers; a classifier's own may be left open."""
     for key, rate in source.config.items():
-        if not key.endswith(DROPOUT) or (key == "classifier_dropout" and rate is None):
+        if not key.endswith(DROPOUT) or (key in ("classifier_dropout", "cls_dropout") and rate is None):
             continue
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
             raise _wrong(source, key, "it must be a number from 0 to 1")

@@ -15,6 +15,8 @@ LEVEL = 0.01
 """Of the tests behind a sentence, after Holm's correction over all pairs."""
 _REACH = 12.0
 """Standard deviations around the mean beyond which probabilities count as zero."""
+_NOTHING = 1e-16
+"""A probability that counts as zero in a sum: no more than what Fourier transforms leave of rounding."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,10 @@ class Overlap:
     def sentence(self) -> str:
         """What it says, in words."""
         smaller = min(self.counts)
-        share = f"{self.common:,} of {smaller:,} ({100 * self.common / smaller:.1f} %)" if smaller else "nothing"
-        found = f"{self.first} and {self.second} share {share}"
+        if not smaller:
+            return f"{self.first} and {self.second} share nothing: one of them is empty."
+        found = f"{self.first} and {self.second} share {self.common:,} of {smaller:,} "
+        found += f"({100 * self.common / smaller:.1f} %)"
         if self.p is None:
             return f"{found}; by lot it would be {_about(self.expected)} on average."
         if self.p >= LEVEL:
@@ -142,9 +146,10 @@ def left_out(masks: Sequence[Mask], pairs: Sequence[Overlap]) -> str | None:
 def _overlap(first: Mask, second: Mask) -> Overlap:
     shared = first.entries.keys() & second.entries.keys()
     common = sum(len(np.intersect1d(first.entries[name], second.entries[name], assume_unique=True)) for name in shared)
-    total = sum({**first.sizes, **second.sizes}.values())
+    sizes = {name: max(first.sizes.get(name, 0), second.sizes.get(name, 0)) for name in {**first.sizes, **second.sizes}}
+    total = sum(sizes.values())
     one, two = first.count, second.count
-    each = np.array([[len(first.entries[n]), len(second.entries[n]), first.sizes[n]] for n in shared]).reshape(-1, 3)
+    each = np.array([[len(first.entries[n]), len(second.entries[n]), sizes[n]] for n in shared]).reshape(-1, 3)
     whole = np.array([[one, two, max(total, 1)]])
     scattered = first.scattered and second.scattered
     either = one + two - common
@@ -172,16 +177,28 @@ def _variances(draws: np.ndarray) -> np.ndarray:
     return _means(draws) * (1 - one / total) * (total - two) / np.maximum(total - 1, 1)
 
 
+def _chances(low: int, high: int, one: int, two: int, total: int) -> np.ndarray:
+    """Hypergeometric probabilities of `low` to `high` common entries, which are all that count; from their ratios."""
+    k = np.arange(low, high, dtype=float)
+    ratios = np.log((one - k) * (two - k) / ((k + 1) * (total - one - two + k + 1)))
+    logs = np.concatenate([np.zeros(1), np.cumsum(ratios)])
+    chances = np.exp(logs - logs.max())
+    return np.asarray(chances / chances.sum())
+
+
 def _two_sided(common: int, draws: np.ndarray) -> float:
     """Twice the smaller tail of a sum of independent hypergeometric numbers, one for each row of `draws`."""
-    from scipy import stats
+    from scipy import signal
 
     start, chances = 0, np.ones(1)
     means, reach = _means(draws), _REACH * (_variances(draws) ** 0.5 + 1)
     lows = np.maximum(np.ceil(means - reach), np.maximum(0, draws[:, 0] + draws[:, 1] - draws[:, 2])).astype(int)
     highs = np.minimum(np.floor(means + reach), draws[:, :2].min(axis=1)).astype(int)
     for low, high, (one, two, total) in zip(lows.tolist(), highs.tolist(), draws.tolist(), strict=True):
-        chances = np.convolve(chances, stats.hypergeom.pmf(np.arange(low, high + 1), total, one, two))
-        start += low
+        # By Fourier transforms where both are long.
+        chances = signal.convolve(chances, _chances(low, high, one, two, total))
+        possible = np.flatnonzero(chances > _NOTHING)
+        chances = chances[possible[0] : possible[-1] + 1]
+        start += low + int(possible[0])
     below, above = chances[: max(0, common - start + 1)].sum(), chances[max(0, common - start) :].sum()
     return float(min(1.0, 2 * min(below, above)))

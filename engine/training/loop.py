@@ -180,7 +180,9 @@ class Loop:
         self.sink.scalar("validation/accuracy", done, accuracy)
         self.sink.flush()
         recipe.check_finite("validation loss", done, loss)
-        if done == self.train.steps:
+        if done == 0:
+            self.guard.see_untrained(loss)
+        elif done == self.train.steps:
             self.guard.see_last(done, loss)
 
     def _save(self, done: int) -> None:

@@ -93,12 +93,13 @@ class DivergenceGuard:
 
     The bound is max(3 x the first loss, 5 ln C): with clipping a hopeless learning rate gives
     huge losses rather than NaN. A run with fewer losses than are averaged is judged by the
-    validation loss of its last weights.
+    validation loss of its last weights, which may also be 3 x that of its first.
     """
 
     def __init__(self, classes: int, first: float | None = None) -> None:
         self.classes = classes
         self.first = first
+        self._untrained = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT)
 
     def see(self, step: int, loss: float, norm: float = 0.0) -> None:
@@ -115,6 +116,10 @@ class DivergenceGuard:
         if len(self._recent) == RECENT:
             self._check_bound(f"mean of the last {RECENT} losses", step, sum(self._recent) / RECENT)
 
+    def see_untrained(self, loss: float) -> None:
+        """Note the validation loss before the first step."""
+        self._untrained = loss
+
     def see_last(self, step: int, loss: float) -> None:
         """Judge the validation loss after the last step, of a run too short for a mean of its losses.
 
@@ -122,18 +127,19 @@ class DivergenceGuard:
             Diverged: with the step and what to change.
         """
         if len(self._recent) < RECENT:
-            self._check_bound("validation loss", step, loss)
+            self._check_bound("validation loss", step, loss, self._untrained)
 
-    def _check_bound(self, what: str, step: int, value: float) -> None:
-        bound = max(3 * (self.first or 0.0), 5 * math.log(max(self.classes, 2)))
+    def _check_bound(self, what: str, step: int, value: float, before: float = 0.0) -> None:
+        bound = max(3 * (self.first or 0.0), 3 * before, 5 * math.log(max(self.classes, 2)))
         if value > bound:
             raise Diverged(f"The {what} at step {step} is {value:.3g}, above {bound:.3g}.", "Lower the learning rate.")
 
     def state(self) -> dict[str, object]:
         """Plain data for a checkpoint."""
-        return {"first": self.first, "recent": list(self._recent)}
+        return {"first": self.first, "untrained": self._untrained, "recent": list(self._recent)}
 
     def restore(self, state: dict[str, object]) -> None:
         """Inverse of `state`."""
         self.first = state["first"]  # type: ignore[assignment]
+        self._untrained = state.get("untrained", 0.0)  # type: ignore[assignment]
         self._recent.extend(state["recent"])  # type: ignore[arg-type]
