@@ -109,6 +109,10 @@ class Job:
         """Everything after the last step; `company` is the number of runs that were trained together."""
         self._end({"state": "finished", "summary": conclude(self.run, company)})
 
+    def forget(self) -> None:
+        """Let go of its objects, once it is over: they hold what it trained together with others, who may go on."""
+        self._run = None
+
     def _end(self, ending: dict[str, Any]) -> None:
         try:
             if self.sink is not None:

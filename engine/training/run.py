@@ -67,13 +67,14 @@ def _train(jobs: Sequence[Job]) -> None:
             pack = Pack([_member(job) for job in living])
         pack.step()
         for job in living:
-            member, loop = _member(job), job.run.loop
+            member = _member(job)
             with job.attempt():
-                loop.advance(member.done)
-                if member.done == loop.train.steps:
+                job.run.loop.advance(member.done)
+                if member.done == job.run.loop.train.steps:
                     job.conclude(company)
             if job.state is not None:
                 pack.leave(member)
+                job.forget()
 
 
 def _living(jobs: Sequence[Job]) -> list[Job]:

@@ -28,6 +28,12 @@ def claiming(folder: Path, name: str, **claims: Any) -> str:
     return str(folder)
 
 
+@pytest.mark.parametrize(("name", "key"), [("deberta-v3", "cls_dropout"), ("bert", "classifier_dropout")])
+def test_a_rate_that_may_be_left_open_is_no_wrong_claim(name: str, key: str, tmp_path: Path) -> None:
+    source = resolve_model(claiming(tmp_path / "model", name, **{key: None}))
+    load_classifier(source, ("no", "yes"), head_seed=0, init_seed=0, dropout=0.0)
+
+
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize(
     ("name", "key", "value", "why"),

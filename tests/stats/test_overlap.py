@@ -93,6 +93,7 @@ def test_blocks_are_not_judged_by_what_single_entries_would_do() -> None:
 def test_an_empty_mask_shares_nothing() -> None:
     (pair,) = overlaps([mask("x", {}), mask("y", {"a": [1]})])
     assert (pair.common, pair.jaccard, pair.expected) == (0, 0.0, 0.0)
+    assert pair.sentence == "x and y share nothing: one of them is empty."
     assert "share nothing" in pair.sentence
 
 
@@ -138,3 +139,27 @@ def test_many_pairs_are_corrected_for_their_number() -> None:
     rng = np.random.default_rng(3)
     alone = overlaps(apart)[0].p
     assert overlaps([*apart, drawn("z", 400, rng), drawn("u", 400, rng)])[0].p == pytest.approx(6 * alone)
+
+
+def test_masks_with_other_eligible_sizes_compare_by_the_larger() -> None:
+    shapes = {"a": (100,)}
+    one = Mask("x", "w", {"a": 10}, shapes, {"a": np.arange(10)})
+    two = Mask("y", "w", {"a": 100}, shapes, {"a": np.arange(50)})
+    for pair in (*overlaps([one, two]), *overlaps([two, one])):
+        assert pair.expected == pytest.approx(5)
+        assert pair.p == pytest.approx(2 * hypergeom.sf(9, 100, 10, 50), rel=1e-9)
+
+
+@pytest.mark.timeout(20)
+def test_large_masks_of_many_tensors_are_judged_at_once() -> None:
+    rng = np.random.default_rng(0)
+    names = [str(number) for number in range(100)]
+    sizes, shapes = dict.fromkeys(names, 100_000), dict.fromkeys(names, (100_000,))
+    masks = [
+        Mask(label, "w", sizes, shapes, {name: rng.choice(100_000, 10_000, replace=False) for name in names})
+        for label in "abcd"
+    ]
+    for pair in overlaps(masks):
+        z = abs(pair.common - pair.expected) / pair.spread
+        assert pair.within_p is not None
+        assert (z < 3) == (pair.within_p > 0.01)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,32 @@ def test_one_that_is_stopped_resumes_by_itself_and_the_others_go_on(
     assert np.abs(np.subtract(losses(home, ids[1]), losses(home, alone(home, ids[1])))).max() < 1e-4
 
 
+@pytest.mark.parametrize("method", [None, {"name": "random_mask", "k": 300}], ids=str)
+def test_what_those_held_that_have_ended_is_let_go(
+    home: Path, small: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any] | None
+) -> None:
+    ids = [packed(home, small, method, seed=seed, steps=steps) for seed, steps in ((1, 4), (2, 6), (3, 9), (4, 20))]
+    made: list[weakref.ref[Pack]] = []
+    alive: list[int] = []
+    init, step = Pack.__init__, Pack.step
+
+    def count(pack: Pack, members: Any) -> None:
+        init(pack, members)
+        made.append(weakref.ref(pack))
+
+    def look(pack: Pack) -> None:
+        step(pack)
+        gc.collect()
+        alive.append(sum(one() is not None for one in made))
+
+    monkeypatch.setattr(Pack, "__init__", count)
+    monkeypatch.setattr(Pack, "step", look)
+    run_jobs(home, ids, Caches())
+    assert [state(home, run_id) for run_id in ids] == ["finished"] * 4
+    assert len(made) == 3
+    assert alive[-1] == 1
+
+
 def test_an_error_of_one_is_its_own(home: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [packed(home, small, seed=seed) for seed in (1, 2)]
     write = Runs(home).folder(ids[0]).root
@@ -231,7 +259,7 @@ def test_the_plan_offers_it_on_a_gpu_and_to_those_alone_that_can(home: Path, sma
         make_plan(parse_spec(spec_data(small, {"name": "lora"}, device="cpu", execution="packed")))
     packing = {name for name, method in methods().items() if method.packs}
     assert {"lora", "bitfit", "fish", "pafi"} <= packing
-    assert packing.isdisjoint({"dora", "full", "id3", "gmt", "spiel", "lt_sft", "lift", "mezo"})
+    assert packing.isdisjoint({"dora", "full", "id3", "tr_pts", "gmt", "spiel", "lt_sft", "lift", "mezo"})
 
 
 @pytest.mark.parametrize("asked", ["all", "one"])

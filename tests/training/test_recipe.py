@@ -76,6 +76,17 @@ def test_huge_finite_losses_are_divergence_but_a_spike_is_not() -> None:
         guard.see(102, 50.0)
 
 
+def test_a_short_run_that_began_badly_has_not_diverged() -> None:
+    guard = DivergenceGuard(2)
+    guard.see_untrained(12.8)
+    guard.see(0, 0.1)
+    again = DivergenceGuard(2)
+    again.restore(guard.state())
+    again.see_last(1, 12.6)
+    with pytest.raises(Diverged, match=r"above 38\.4"):
+        again.see_last(1, 38.5)
+
+
 @pytest.mark.parametrize("losses", [1, RECENT - 1, RECENT])
 def test_a_run_too_short_for_a_mean_is_judged_by_its_last_weights(losses: int) -> None:
     guard = DivergenceGuard(classes=2)
