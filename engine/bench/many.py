@@ -19,9 +19,8 @@ from typing import Any
 from engine.bench import options
 from engine.bench.calibration import calibrate
 from engine.bench.jobs import Case, add_common, plan_of, recipe_of, write_case, write_report, write_shared
-from engine.bench.steps import give_loop, timed
+from engine.bench.steps import give_loop, timed, trains_plainly
 from engine.devices import cpu_threads
-from engine.models.catalogue import resolve_model
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,9 +38,7 @@ def main(argv: Sequence[str]) -> int:
     rows = {name: seconds for name, seconds in rows.items() if seconds}
     *_, slowest = rows
     base = median(rows[slowest])
-    print(
-        f"{given.runs} runs of {given.steps} steps; those by themselves are {given.sampled} of them, times {given.runs}"
-    )
+    print(f"{given.runs} runs of {given.steps} steps; by themselves {given.sampled} of them, times {given.runs}")
     print(f"{'':24}{'seconds, median':>17}{'least':>9}{'most':>9}{f'{slowest} takes':>26}")
     for name, seconds in rows.items():
         middle = median(seconds)
@@ -100,6 +97,6 @@ def _alone(given: argparse.Namespace, folder: Path, seed: int) -> dict[str, Any]
     write_case(case, folder / "shared", write_shared(folder / "shared", case.plan, [seed]))
     give_loop(case, "bare", fused=False)
     order: tuple[str, ...] = ("ours", "plain") if seed % 2 else ("plain", "ours")
-    if resolve_model(given.model).family.kind == "decoder":
+    if not trains_plainly(given.model):
         order = ("ours",)
     return {side: given.steps / timed(case, side)["speed"] for side in order}

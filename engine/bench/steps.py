@@ -68,11 +68,16 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def trains_plainly(model: str) -> bool:
+    """Whether the plain program can train a model."""
+    return resolve_model(model).family.kind != "decoder"
+
+
 def _row(given: argparse.Namespace, model: str, method: str, folder: Path) -> dict[str, Any]:
     """All pairs of one model and method."""
     base = recipe_of(given, cpu_threads()).model_copy(update={"model": model})
     budget = given.budget if given.budget and method not in UNBUDGETED else None
-    if resolve_model(model).family.kind == "decoder":
+    if not trains_plainly(model):
         raise SpecError(f"The plain program trains encoders; {model} is a decoder.", "Choose nano-bert or minilm-l6.")
     case = Case(method, 0, plan_of(base, method, 0, budget), folder)
     write_case(case, folder / "shared", write_shared(folder / "shared", case.plan, [0]))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,30 +85,17 @@ def write_merged(finished: Finished, folder: Path) -> None:
 
     from engine.errors import StoreError
     from engine.export.rebuild import merged, rebuild
+    from engine.models.loading import without_progress_bars
 
     built = rebuild(finished)
     model: Any = merged(built)
     try:
-        with _without_progress_bar():
+        with without_progress_bars():
             model.save_pretrained(folder)
         copy_tokenizer(built.setting.source.folder, folder)
         _write_card(finished, folder)
     except (OSError, SafetensorError) as error:
         raise StoreError(f"The model cannot be written to {folder}: {error}.", "Free some disk space.") from None
-
-
-@contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Transformers draws one on the terminal for every file it writes, of which there are one or two here."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

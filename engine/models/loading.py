@@ -129,17 +129,27 @@ def _unusable(source: ModelSource, error: Exception) -> ModelError:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the library's progress bar and its table of new tensors: `_check_report` judges them."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+def without_progress_bars() -> Iterator[None]:
+    """Transformers draws one on the terminal for every file it reads or writes, of which there are one or two here."""
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
-        if bars:
+        if shown:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without progress bars and the library's table of new tensors: `_check_report` judges them."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with without_progress_bars():
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _check_report(source: ModelSource, report: dict[str, Any]) -> None:

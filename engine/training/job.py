@@ -109,10 +109,6 @@ class Job:
         """Everything after the last step; `company` is the number of runs that were trained together."""
         self._end({"state": "finished", "summary": conclude(self.run, company)})
 
-    def forget(self) -> None:
-        """Let go of its objects, once it is over: they hold what it trained together with others, who may go on."""
-        self._run = None
-
     def _end(self, ending: dict[str, Any]) -> None:
         try:
             if self.sink is not None:
@@ -121,6 +117,8 @@ class Job:
         except EngineError as error:  # the run's own file cannot be written
             ending = {"state": "failed", "error": error.what, "todo": error.todo}
         self.state = str(ending["state"])
+        # They hold what it trained together with others, who may go on.
+        self._run = None
         self._finish(ending)
         if self.state == "finished":
             checkpoint.drop(self._folder.checkpoint)

@@ -74,7 +74,6 @@ def _train(jobs: Sequence[Job]) -> None:
                     job.conclude(company)
             if job.state is not None:
                 pack.leave(member)
-                job.forget()
 
 
 def _living(jobs: Sequence[Job]) -> list[Job]:

@@ -6,7 +6,7 @@ another, and behind them padding, cut into sentences of its own that nothing eve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 
 import numpy as np
@@ -109,10 +109,9 @@ def _attend_anywhere(
     return functional.scaled_dot_product_attention(q, k, v, seen, scale=scale).transpose(1, 2).flatten(0, 1)
 
 
-def _read_lengths(encoded: Encoded) -> np.ndarray:
+def _read_lengths(batch: Mapping[str, np.ndarray], pad: int) -> np.ndarray:
     """Tokens of each example up to the one that a decoder's head reads: the last that is not the padding token."""
-    batch = encoded.batch(np.arange(len(encoded)))
-    words = batch["attention_mask"].astype(bool) & (batch["input_ids"] != encoded.pad_id)
+    words = batch["input_ids"] != pad  # behind its end an example is padded with it
     places: np.ndarray = (words * np.arange(words.shape[1])).argmax(1)
     return places + 1
 
@@ -129,11 +128,11 @@ class PackExamples:
 
     def __init__(self, encoded: Encoded, orders: Sequence[np.ndarray], device: str, causal: bool = False) -> None:
         most = max(len(order) for order in orders)
-        lengths = _read_lengths(encoded) if causal else encoded.lengths
+        self._tables = Tables(encoded, device, causal)
+        lengths = self._tables.lengths.cpu().numpy()
         padded = np.stack([np.pad(order, ((0, most - len(order)), (0, 0)), mode="edge") for order in orders])
         self._tokens = [lengths[order].sum(1) for order in orders]
         self._order = torch.from_numpy(padded).to(device)
-        self._tables = Tables(encoded, device, causal)
 
     def tokens(self, run: int, step: int) -> int:
         """Tokens of a run's step that its head can see."""
@@ -161,7 +160,7 @@ class Tables:
     def __init__(self, encoded: Encoded, device: str, causal: bool = False) -> None:
         every = encoded.batch(np.arange(len(encoded)))
         self.longest, self._pad, self._causal = every["input_ids"].shape[1], encoded.pad_id, causal
-        self.lengths = torch.from_numpy(_read_lengths(encoded) if causal else encoded.lengths).to(device)
+        self.lengths = torch.from_numpy(_read_lengths(every, encoded.pad_id) if causal else encoded.lengths).to(device)
         self._ids, self._types, self._labels = (
             None if key not in every else torch.from_numpy(every[key]).to(device)
             for key in ("input_ids", "token_type_ids", "labels")

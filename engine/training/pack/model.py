@@ -59,8 +59,7 @@ class Stacks:
         kind = runs[0].method.packs
         self._size = runs[0].method.entries().count if kind == "entries" else 0
         self.products = self._products(runs)
-        self.tensors = self._named([run.method.parameters() if kind == "tensors" else [] for run in runs])
-        self.heads = self._named([run.head for run in runs])
+        self.tensors = self._named([run.dense if kind == "tensors" else run.head for run in runs])
         device = runs[0].head[0][1].device
         self.values, self.gradients, self.first, self.second = (
             torch.zeros(len(runs), self._size, device=device) for _ in range(4)
@@ -165,35 +164,13 @@ class _Beside(torch.autograd.Function):
         return of_x, None, None, of_a, of_b, None
 
 
-class PackedHead(nn.Module):
-    """A linear layer of which each run has its own."""
-
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
-        super().__init__()
-        self.weight, self.bias = weight, bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows, inputs), rows ordered by run, to (rows, outputs)."""
-        rows, weights = x.reshape(len(self.weight), -1, x.shape[-1]), self.weight.transpose(1, 2)
-        wide = torch.bmm(rows, weights) if self.bias is None else torch.baddbmm(self.bias[:, None], rows, weights)
-        return wide.view(*x.shape[:-1], wide.shape[-1])
-
-
 def packed_model(base: nn.Module, stacks: Stacks) -> nn.Module:
     """A copy of the base model, on its tensors, that trains what is stacked and nothing else."""
     model = copy_sharing(base).requires_grad_(False).eval()
-    with_own(model, {name: stacks.trained(slot) for name, slot in stacks.tensors.items()})
-    if stacks.entries is not None:
-        with_own(model, stacks.entries.tensors)
+    own = {name: stacks.trained(slot) for name, slot in stacks.tensors.items()}
+    with_own(model, own if stacks.entries is None else own | stacks.entries.tensors)
     for name, (a, b, scales) in stacks.products.items():
         plain = model.get_submodule(name)
         assert isinstance(plain, nn.Linear), name
         model.set_submodule(name, PackedProduct(plain, stacks.trained(a), stacks.trained(b), scales))
-    for name, weight in stacks.heads.items():
-        module, _, part = name.rpartition(".")
-        if part == "weight":
-            bias = stacks.heads.get(f"{module}.bias")
-            model.set_submodule(
-                module, PackedHead(stacks.trained(weight), None if bias is None else stacks.trained(bias))
-            )
     return model
