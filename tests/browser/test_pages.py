@@ -73,6 +73,7 @@ def test_the_plan_and_what_is_wrong_with_it_stay_in_view(lab, visit):
     plan = one.page.locator(".st-key-plan")
     expect(plan.get_by_text("trains nothing")).to_be_in_viewport()
     button = plan.get_by_role("button", name="Launch")
+    expect(button).to_have_count(1)  # that of the state before goes when the page has run
     expect(button).to_be_in_viewport()
     expect(button).to_be_disabled()
     one.all_is_well()
